@@ -1,0 +1,155 @@
+"""A candidate: a base model plus one or more adapters, described by `candidate.json` or on the command line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from assay.bases import Base, find_base, from_hub
+from assay.checkpoint import Tensor, read_header, read_json
+from assay.errors import InputError, refuse_unknown_keys
+from assay.step import digest_files
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter by name. Its folder is looked at only when a gate asks, so that a bad one fails its own gates."""
+
+    name: str
+    source: str
+    """A folder or a hub id."""
+    recorded_digest: str | None = None
+    """Its digest as `candidate.json` has it, if it does."""
+    recorded_base: str | None = None
+    """The digest of the base it was trained on, if `candidate.json` has it."""
+    trained_on: str | None = None
+    """The user's word that the base named here is the one given (`--trained-on`)."""
+
+    @cached_property
+    def path(self) -> Path:
+        """Its folder.
+
+        Raises:
+            InputError: no folder, no config, no weights, or weights as a pickle.
+        """
+        folder = Path(self.source)
+        if not folder.is_dir():
+            if folder.is_absolute() or not re.fullmatch(r"[\w.-]+/[\w.-]+", self.source):
+                raise InputError(f"{folder}: no such folder. An adapter is a folder with {CONFIG} and {WEIGHTS}.")
+            folder = from_hub(self.source, None, ["adapter_*"])
+        if not (folder / CONFIG).exists():
+            raise InputError(
+                f"{folder}: {CONFIG} is missing, so this is not an adapter. Save it with save_pretrained()."
+            )
+        if not (folder / WEIGHTS).exists():
+            pickle = "; adapter_model.bin is a pickle and is never loaded" if list(folder.glob("*.bin")) else ""
+            raise InputError(f"{folder}: {WEIGHTS} is missing{pickle}. Save it with save_pretrained().")
+        return folder.resolve()
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_files(self.path, [CONFIG, WEIGHTS])
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return read_json(self.path / CONFIG)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return read_header(self.path / WEIGHTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    name: str
+    base_spec: str
+    revision: str | None
+    adapters: tuple[Adapter, ...]
+    folder: Path
+    """What relative paths are relative to."""
+
+    @cached_property
+    def base(self) -> Base:
+        """The base model, found when first asked for. Raises InputError."""
+        return find_base(self.base_spec, self.revision, self.folder)
+
+    def adapter(self, name: str) -> Adapter:
+        return next(adapter for adapter in self.adapters if adapter.name == name)
+
+
+def read_candidate(file: Path) -> Candidate:
+    """Read a `candidate.json`, as `python -m train` writes it.
+
+    Raises:
+        InputError: not there, not JSON, an unknown or a missing key.
+    """
+    data = read_json(file)
+    refuse_unknown_keys(str(file), data, ["version", "name", "base", "adapters", "training"])
+    try:
+        if data["version"] != 1:
+            raise InputError(f"{file}: version {data['version']!r}, this Assay reads 1.")
+        base = data["base"]
+        refuse_unknown_keys(f"{file} base", base, ["id", "revision", "digest"])
+        adapters = []
+        for name, entry in data["adapters"].items():
+            refuse_unknown_keys(f"{file} adapters.{name}", entry, ["path", "digest"])
+            adapters.append(
+                Adapter(
+                    name=_adapter_name(name),
+                    source=str(file.parent.resolve() / entry["path"]),
+                    recorded_digest=entry.get("digest"),
+                    recorded_base=base.get("digest"),
+                )
+            )
+        return Candidate(
+            name=data["name"],
+            base_spec=base["id"],
+            revision=base.get("revision"),
+            adapters=_some(adapters),
+            folder=file.parent.resolve(),
+        )
+    except KeyError as missing:
+        raise InputError(f"{file}: the key {missing} is missing. `python -m train` writes whole ones.") from None
+    except (AttributeError, TypeError) as problem:
+        raise InputError(f"{file}: not a candidate ({problem}). `python -m train` writes whole ones.") from None
+
+
+def given_candidate(base: str, adapters: list[str], revision: str | None, trained_on: str | None) -> Candidate:
+    """A candidate from `--base BASE --adapter NAME=DIR_OR_HUB_ID …`.
+
+    Raises:
+        InputError: an adapter that is not NAME=SOURCE, a name given twice, or none at all.
+    """
+    parsed = []
+    for text in adapters:
+        name, equals, source = text.partition("=")
+        if not equals or not source:
+            raise InputError(
+                f"--adapter {text!r}: NAME=FOLDER_OR_HUB_ID expected, as in --adapter style=./adapter_style."
+            )
+        folder = Path(source).expanduser()
+        source = str(folder.resolve()) if folder.is_dir() else source
+        parsed.append(Adapter(name=_adapter_name(name), source=source, trained_on=trained_on))
+    name = Path(base).name or base
+    return Candidate(name=name, base_spec=base, revision=revision, adapters=_some(parsed), folder=Path.cwd())
+
+
+def _adapter_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
+        raise InputError(f"adapter name {name!r}: lower-case letters, digits and _ expected, since gate ids carry it.")
+    return name
+
+
+def _some(adapters: list[Adapter]) -> tuple[Adapter, ...]:
+    names = [adapter.name for adapter in adapters]
+    if not names:
+        raise InputError("A candidate needs at least one adapter: --adapter NAME=FOLDER_OR_HUB_ID.")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"adapter name {twice[0]!r} is given twice.")
+    return tuple(adapters)

@@ -1,0 +1,175 @@
+"""Reads safetensors folders by their headers, one tensor at a time, with numpy alone."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.errors import InputError
+
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8"}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One tensor's place in a file."""
+
+    file: Path
+    dtype: str
+    """As safetensors spells it: BF16, F16, F32, …"""
+    shape: tuple[int, ...]
+    begin: int
+    """Offset from the start of the file, in bytes."""
+    nbytes: int
+
+    def raw(self) -> NDArray[np.uint8]:
+        """Its bytes, mapped and not read."""
+        if not self.nbytes:
+            return np.empty(0, dtype=np.uint8)
+        return np.memmap(self.file, dtype=np.uint8, mode="r", offset=self.begin, shape=(self.nbytes,))
+
+    def float32(self) -> NDArray[np.float32]:
+        """Its values, widened (exactly, from BF16 and F16)."""
+        values = np.frombuffer(self.raw(), dtype=np.dtype(_NUMPY[self.dtype])).reshape(self.shape)
+        if self.dtype == "BF16":
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32)
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file.
+
+    Raises:
+        InputError: not a safetensors file, truncated, or a Git LFS pointer.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            if start.startswith(b"version "):
+                raise InputError(f"{file}: a Git LFS pointer, not the file. Fetch it with `git lfs pull`.")
+            (length,) = struct.unpack("<Q", start)
+            if length > min(size, 100_000_000):
+                raise ValueError("header length out of bounds")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        tensors = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            tensors[name] = Tensor(
+                file=file,
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                begin=8 + length + begin,
+                nbytes=end - begin,
+            )
+            if 8 + length + end > size:
+                raise InputError(
+                    f"{file}: truncated. Its header promises {8 + length + end:,} bytes or more, it has {size:,}. "
+                    "Download or save it again."
+                )
+            if entry["dtype"] in _NUMPY and prod(entry["shape"]) * np.dtype(_NUMPY[entry["dtype"]]).itemsize != (
+                end - begin
+            ):
+                raise ValueError(f"{name} has {end - begin} bytes for shape {entry['shape']}")
+        return tensors
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as problem:
+        raise InputError(f"{file}: not a safetensors file ({problem}). Save it again with safetensors.") from None
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a model folder, over all its safetensors files.
+
+    Raises:
+        InputError: no safetensors (or pickles only), a tensor in two files, or an index that names missing files.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        seen = f"only pickles ({', '.join(pickles)}), which can run code when loaded" if pickles else "none"
+        raise InputError(f"{folder}: safetensors expected, {seen} found. Save it again with safetensors.")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        for name, tensor in read_header(file).items():
+            if name in tensors:
+                raise InputError(f"{folder}: {name} is in both {tensors[name].file.name} and {file.name}. Remove one.")
+            tensors[name] = tensor
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        named = set(read_json(index).get("weight_map", {}))
+        if lacking := sorted(named - set(tensors)):
+            raise InputError(
+                f"{folder}: {index.name} names {len(lacking)} tensors that no file has, {lacking[0]} first."
+            )
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; InputError names the file, line and column of what is off."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found.") from None
+    except json.JSONDecodeError as problem:
+        raise InputError(f"{path}: not JSON, line {problem.lineno} column {problem.colno}: {problem.msg}.") from None
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{path}: not UTF-8 ({problem.reason} at byte {problem.start}).") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a JSON object expected, {type(data).__name__} found.")
+    return data
+
+
+def chat_template(folder: Path) -> str:
+    """The chat template of a model folder, as transformers would use it.
+
+    Raises:
+        InputError: there is none, or two that disagree: transformers prefers the `.jinja` file and llama.cpp's
+            converter prefers `tokenizer_config.json`, so the model would be served with a prompt nobody tested.
+    """
+    file = folder / "chat_template.jinja"
+    config = folder / "tokenizer_config.json"
+    embedded = read_json(config).get("chat_template") if config.exists() else None
+    if isinstance(embedded, list):
+        embedded = next((entry["template"] for entry in embedded if entry.get("name") == "default"), None)
+    own = file.read_text(encoding="utf-8") if file.exists() else None
+    if own is not None and embedded is not None and own != embedded:
+        raise InputError(
+            f"{folder}: chat_template.jinja and tokenizer_config.json hold different chat templates; transformers uses "
+            "the first, llama.cpp's converter the second. Remove the one that is stale."
+        )
+    template = own if own is not None else embedded
+    if not template:
+        raise InputError(
+            f"{folder}: no chat template in chat_template.jinja or tokenizer_config.json. Without it every runtime "
+            "makes up a prompt of its own. Add the chat_template.jinja that the model was trained with."
+        )
+    return str(template)
+
+
+def all_finite_max(tensor: Tensor, chunk: int = 16_000_000) -> tuple[int, float]:
+    """How many values are not finite, and the largest absolute value of the others, in bounded memory."""
+    bad, largest = 0, 0.0
+    for values in _chunks(tensor, chunk):
+        finite = np.isfinite(values)
+        bad += int(values.size - finite.sum())
+        if finite.any():
+            largest = max(largest, float(np.abs(values[finite]).max()))
+    return bad, largest
+
+
+def _chunks(tensor: Tensor, chunk: int) -> Iterator[NDArray[np.float32]]:
+    if tensor.dtype not in ("BF16", "F16", "F32", "F64"):
+        return
+    values = np.frombuffer(tensor.raw(), dtype=np.dtype(_NUMPY[tensor.dtype]))
+    for start in range(0, values.size, chunk):
+        part = values[start : start + chunk]
+        yield (part.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else part.astype(np.float32)

@@ -1,0 +1,45 @@
+"""The ways of not getting there. Every message names the subject, what was seen, what was expected and what to do."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class AssayError(Exception):
+    """A problem that a person can act on. Its text is shown as it is, without a traceback."""
+
+
+class InputError(AssayError):
+    """Something the user gave cannot be used: a missing file, an unknown key, a pickle, an adapter for another base."""
+
+
+class StepFailed(AssayError):
+    """A step did not produce its artifact. `log` is the path of its log, relative to the run's folder."""
+
+    def __init__(self, reason: str, *, step: str, log: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.step = step
+        self.log = log
+
+
+class Unavailable(AssayError):
+    """This machine lacks the device, library or tool. Nobody's model is at fault."""
+
+
+class Inconclusive(AssayError):
+    """The data cannot decide."""
+
+
+def refuse_unknown_keys(where: str, seen: Iterable[str], known: Iterable[str]) -> None:
+    """Raise InputError for the first key of `seen` that is not in `known`, naming the nearest known one."""
+    known = sorted(known)
+    for key in seen:
+        if key not in known:
+            near = get_close_matches(key, known, n=1, cutoff=0.0)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{where}: unknown key {key!r}.{hint} Known keys: {', '.join(known) or 'none'}.")

@@ -1,0 +1,115 @@
+"""Runs one child process: closed stdin, a deadline, a capped log, its own process group, which is killed whole.
+
+It does not restrict what the child may read or write, and a child that leaves its process group is not followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+LOG_HEAD_BYTES = 2_000_000
+"""What a log keeps from its beginning; of the rest it keeps the last LOG_TAIL_CHUNKS chunks."""
+LOG_TAIL_CHUNKS = 16
+_CHUNK_BYTES = 8192
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a child process left."""
+
+    exit_code: int
+    """Negative: the signal that ended it."""
+    timed_out: bool
+    seconds: float
+    peak_rss_bytes: int
+    """Of the child or of the largest of its own children."""
+
+
+def run(
+    command: list[str], *, cwd: Path, log: Path, deadline_seconds: float, env: dict[str, str] | None = None
+) -> Finished:
+    """Run `command` to its end or to its deadline; stdout and stderr go to `log`.
+
+    Raises:
+        OSError: the program cannot be started.
+    """
+    started = time.monotonic()
+    with log.open("ab") as file:
+        child = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert child.stdout is not None
+        reader = threading.Thread(target=_copy_capped, args=(child.stdout, file), daemon=True)
+        reader.start()
+        timed_out = False
+        try:
+            while True:
+                pid, wait_status, usage = os.wait4(child.pid, os.WNOHANG)
+                if pid:
+                    break
+                if not timed_out and time.monotonic() - started > deadline_seconds:
+                    timed_out = True
+                    _kill_group(child.pid)
+                time.sleep(_POLL_SECONDS)
+            child.returncode = os.waitstatus_to_exitcode(wait_status)
+        finally:
+            # Also what a finished child left running: a step owns nothing once it has ended.
+            _kill_group(child.pid)
+            reader.join(timeout=5)
+            child.stdout.close()
+    return Finished(
+        exit_code=child.returncode,
+        timed_out=timed_out,
+        seconds=time.monotonic() - started,
+        peak_rss_bytes=usage.ru_maxrss * 1024,
+    )
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _copy_capped(pipe: IO[bytes], file: IO[bytes]) -> None:
+    written, dropped = 0, 0
+    tail: deque[bytes] = deque(maxlen=LOG_TAIL_CHUNKS)
+    while chunk := os.read(pipe.fileno(), _CHUNK_BYTES):
+        if written < LOG_HEAD_BYTES:
+            file.write(chunk)
+            file.flush()
+            written += len(chunk)
+        else:
+            dropped += len(chunk)
+            tail.append(chunk)
+    if tail:
+        kept = b"".join(tail)
+        if dropped > len(kept):
+            file.write(b"\n[... %d bytes left out ...]\n" % (dropped - len(kept)))
+        file.write(kept)
+
+
+def last_lines(log: Path, count: int = 12) -> str:
+    """The last non-empty lines of a log, for a failure's text."""
+    try:
+        text = log.read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return "(no log)"
+    # A progress bar rewrites its line with \r; only its last state is worth keeping.
+    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
+    return "\n".join([line for line in lines if line][-count:])

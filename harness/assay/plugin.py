@@ -1,0 +1,143 @@
+"""The pytest plugin: hooks only. It writes `run.json` before the first gate and one line of `gates.jsonl` a gate.
+
+It does nothing until a `conftest.py` calls `use_gates(config, folder)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from assay.errors import AssayError
+from assay.gate import gate_of
+from assay.session import GatesSession
+
+if TYPE_CHECKING:
+    from assay.bench import Bench
+    from assay.candidate import Candidate
+    from assay.steps import Prompts
+
+SESSION = pytest.StashKey[GatesSession]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("assay", "Assay: which candidate, and where the record goes")
+    group.addoption("--candidate", metavar="FILE", help="candidate.json (default: the quickstart's)")
+    group.addoption("--base", metavar="BASE", help="base model: a folder, a hub id, or smollm2-135m-instruct")
+    group.addoption("--revision", metavar="REV", help="revision of a hub base")
+    group.addoption("--adapter", metavar="NAME=WHERE", action="append", default=[], help="adapter: folder or hub id")
+    group.addoption("--trained-on", metavar="NAME", help="your word that an adapter's recorded base NAME is this base")
+    group.addoption("--run", metavar="DIR", help="folder of the record (default: reports/<time>-<candidate>)")
+    group.addoption("--policy", metavar="FILE", help="what blocks a release (default: policy.toml beside the gates)")
+    group.addoption("--prompts", metavar="DIR", help="folder of *.txt prompts (default: prompts/ beside the gates)")
+    group.addoption("--fresh", action="store_true", help="reuse no result of an earlier run")
+    group.addoption(
+        "--deadline", metavar="SECONDS", type=float, default=float("inf"), help="caps every step's deadline"
+    )
+
+
+def use_gates(config: pytest.Config, folder: Path) -> None:
+    """Make this pytest run a run of the gates in `folder`. For `conftest.py`'s `pytest_configure`."""
+    try:
+        session = config.stash[SESSION] = GatesSession.start(config, folder)
+    except AssayError as problem:
+        raise pytest.UsageError(str(problem)) from None
+    if session.writes:
+        config.pluginmanager.register(Recorder(session), "assay-recorder")
+
+
+def _session(config: pytest.Config) -> GatesSession | None:
+    return config.stash.get(SESSION, None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """xdist: every worker process writes to the controller's run."""
+    if session := _session(node.config):
+        node.workerinput["assay_run"] = str(session.run)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    session, gate = _session(metafunc.config), gate_of(metafunc.function)
+    if session and gate and "adapter" in metafunc.fixturenames:
+        adapters = session.candidate.adapters
+        metafunc.parametrize("adapter", adapters, ids=[adapter.name for adapter in adapters])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
+    """A gate may return what it made, which pytest would complain about."""
+    if _session(pyfuncitem.config) is None or gate_of(pyfuncitem.function) is None:
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
+    return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if session := _session(item.config):
+        session.bench.forget_used()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Steps of the prerequisites are theirs; a gate's record names what the gate itself looked at."""
+    if session := _session(item.config):
+        session.bench.forget_used()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if session := _session(item.config):
+        session.attach(item, call, report)
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """Show the real status in the terminal; for pytest itself the outcome stays what it is."""
+    word = next((str(value) for name, value in report.user_properties if name == "assay-status"), None)
+    if word is None or word == "passed" or report.outcome != "skipped":
+        return None
+    return "skipped", word[0], word.upper()
+
+
+class Recorder:
+    """The hooks of the process that writes the record: pytest's own, or xdist's controller."""
+
+    def __init__(self, session: GatesSession) -> None:
+        self.session = session
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.session.write(report)
+
+    def pytest_sessionfinish(self) -> None:
+        self.session.finish()
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        self.session.summarise(terminalreporter)
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """Makes steps, or reuses what was made."""
+    return request.config.stash[SESSION].bench
+
+
+@pytest.fixture
+def candidate(request: pytest.FixtureRequest) -> Candidate:
+    return request.config.stash[SESSION].candidate
+
+
+@pytest.fixture
+def prompts(request: pytest.FixtureRequest) -> Prompts:
+    """What every generating gate asks."""
+    return request.config.stash[SESSION].prompts

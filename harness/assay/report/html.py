@@ -1,0 +1,99 @@
+"""The record as one self-contained HTML file: verdict first, then the gates; what did not pass opens to its log."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from assay.execution import last_lines
+from assay.gate import Gate, read_gates
+from assay.paths import GATES
+from assay.record import Judged, Run
+from assay.report.text import headline, subject, why
+
+
+def render_html(run: Run) -> str:
+    """Everything a model, a log or a user wrote is escaped by the template engine."""
+    environment = Environment(
+        loader=PackageLoader("assay.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"human": human, "bytes": human_bytes}
+    guides = {gate.id: gate for gate in read_gates(GATES)} if GATES.is_dir() else {}
+    gates = [_row(run, gate, guides) for gate in run.gates]
+    return environment.get_template("report.html").render(
+        run=run, headline=headline(run), gates=gates, performance=performance(run), answers=answers(run)
+    )
+
+
+def _row(run: Run, gate: Judged, guides: dict[str, Gate]) -> dict[str, Any]:
+    adapter = gate.expected.adapter
+    guide = next((g for g in guides.values() if g.name_for(adapter) == gate.expected.gate), None)
+    facts = {name: fact for name, fact in gate.outcome.facts.items() if name != "answers"}
+    logs = [] if gate.passed else [(use, last_lines(run.folder / use.log, 40)) for use in gate.outcome.steps]
+    return {
+        "judged": gate,
+        "subject": subject(gate),
+        "why": why(gate),
+        "guide": guide,
+        "facts": facts,
+        "logs": logs,
+        "reused": bool(gate.outcome.steps) and all(use.reused_from for use in gate.outcome.steps),
+        "step_seconds": sum(use.seconds for use in gate.outcome.steps),
+    }
+
+
+def performance(run: Run) -> list[dict[str, Any]]:
+    """Speed and memory of every gate that ran a model. A cell that nobody measured stays empty."""
+    names = ("load_seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_host_bytes")
+    rows = []
+    for gate in run.gates:
+        facts = gate.outcome.facts
+        if "decode_tokens_per_second" in facts:
+            row = {name: facts.get(name) for name in names}
+            row["peak_host_bytes"] = max([use.peak_rss_bytes for use in gate.outcome.steps], default=None)
+            row["peak_device_bytes"] = facts.get("peak_device_bytes")
+            rows.append({"subject": subject(gate), **row})
+    return rows
+
+
+def answers(run: Run) -> list[dict[str, Any]]:
+    """What the model said, by gate and prompt."""
+    found = []
+    for gate in run.gates:
+        for prompt, answer in gate.outcome.facts.get("answers", {}).items():
+            found.append({"subject": subject(gate), "prompt": prompt, **answer})
+    return found
+
+
+def human(fact: object) -> str:
+    """A fact as people read it; its unit is in its name."""
+    if isinstance(fact, bool) or fact is None:
+        return {True: "yes", False: "no", None: "–"}[fact]
+    if isinstance(fact, int):
+        return f"{fact:,}"
+    if isinstance(fact, float):
+        return f"{fact:.4g}"
+    if isinstance(fact, list):
+        if not fact:
+            return "none"
+        shown = ", ".join(str(item) for item in fact[:6])
+        return shown if len(fact) <= 6 else f"{shown}, … ({len(fact)} in all)"
+    if isinstance(fact, dict):
+        return ", ".join(f"{key} {value}" for key, value in fact.items())
+    return str(fact) if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False)
+
+
+def human_bytes(count: int | None) -> str:
+    """Decimal units, as disks and cards are sold."""
+    if count is None:
+        return "–"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"

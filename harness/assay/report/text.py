@@ -1,0 +1,66 @@
+"""The record as Markdown and as terminal lines."""
+
+from __future__ import annotations
+
+from assay.record import Judged, Run, Status
+
+
+def headline(run: Run) -> str:
+    """One sentence that says why the verdict is what it is."""
+    passed = sum(gate.passed for gate in run.gates)
+    open_gates = [gate for gate in run.gates if not gate.passed]
+    counts = {status: sum(gate.outcome.status is status for gate in open_gates) for status in Status}
+    parts = [f"{count} {status.value}" for status, count in counts.items() if count]
+    return f"{passed} of {len(run.gates)} gates passed" + (f", {', '.join(parts)}" if parts else "")
+
+
+def subject(gate: Judged) -> str:
+    """The gate's id, with its adapter where the id does not carry it."""
+    adapter = gate.expected.adapter
+    return (
+        gate.expected.gate if adapter is None or adapter in gate.expected.gate else f"{gate.expected.gate} [{adapter}]"
+    )
+
+
+def why(gate: Judged) -> str:
+    """The first line of the reason, with the gate that blocks."""
+    reason = gate.outcome.reason.split("\n")[0]
+    return f"blocked by {gate.outcome.blocked_by}: {reason}" if gate.outcome.blocked_by else reason
+
+
+def render_markdown(run: Run) -> str:
+    """A summary for a pull request or a CI page."""
+    lines = [
+        f"# {run.verdict.value}",
+        "",
+        f"{headline(run)}. Candidate `{run.candidate['name']}`, run `{run.name}`.",
+        "",
+    ]
+    lines += ["| gate | severity | status | seconds | why |", "|---|---|---|---:|---|"]
+    for gate in run.gates:
+        seconds = f"{gate.outcome.seconds:.1f}"
+        cell = _cell(why(gate))
+        lines.append(f"| `{subject(gate)}` | {gate.expected.severity} | {gate.outcome.status} | {seconds} | {cell} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that a model or a user wrote, made safe for a Markdown table."""
+    for char in "\\`*_[]<>|#":
+        text = text.replace(char, f"\\{char}" if char not in "<>" else ("&lt;" if char == "<" else "&gt;"))
+    return " ".join(text.split())
+
+
+def terminal_lines(run: Run) -> list[str]:
+    """One line a gate, then the verdict and where the report is."""
+    width = max(len(subject(gate)) for gate in run.gates)
+    lines = []
+    for gate in run.gates:
+        line = f"{gate.outcome.status:<12} {gate.expected.severity:<9} {subject(gate):<{width}}"
+        lines.append(f"{line}  {_printable(why(gate))}".rstrip())
+    return [*lines, "", f"{run.verdict.value}: {headline(run)}", f"Report: {run.folder / 'report.html'}"]
+
+
+def _printable(text: str) -> str:
+    """Without control characters: a model's answer must not drive the terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)[:300]

@@ -1,0 +1,249 @@
+"""One run of the gates inside pytest: from the options to `run.json`, from pytest's reports to `gates.jsonl`."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assay import __version__, paths
+from assay.bench import Bench
+from assay.candidate import Candidate, given_candidate, read_candidate
+from assay.errors import AssayError, Inconclusive, InputError, StepFailed, Unavailable
+from assay.gate import Blocked, Gate, gate_of, read_gates
+from assay.machine import machine
+from assay.policy import Policy, read_policy
+from assay.record import VERSION, Expected, Outcome, Status, append_outcome, read_run, write_json
+from assay.steps import Prompts
+from assay.store import Store
+
+PROPERTY = "assay"
+_SETUP_SECONDS = pytest.StashKey[float]()
+_VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "gguf", "safetensors", "pytest", "numpy")
+
+
+class GatesSession:
+    """What a process of a gates run knows. Only the controlling process writes the record."""
+
+    def __init__(
+        self, config: pytest.Config, folder: Path, run: Path, gates: list[Gate], policy: Policy, candidate: Candidate
+    ) -> None:
+        self.config = config
+        self.writes = False
+        self.run = run
+        self.gates = gates
+        self.policy = policy
+        self.candidate = candidate
+        self.prompts = Prompts(path=Path(config.getoption("--prompts") or folder / "prompts").resolve())
+        self.bench = Bench(
+            Store(paths.cache() / "store"),
+            run,
+            fresh=config.getoption("--fresh"),
+            say=self._say,
+            deadline_seconds=config.getoption("--deadline"),
+        )
+
+    @classmethod
+    def start(cls, config: pytest.Config, folder: Path) -> GatesSession:
+        """Read the policy and the candidate and, in the controlling process, write `run.json`.
+
+        Raises:
+            AssayError: what the user gave cannot be used, so there is no expected set to judge.
+        """
+        gates = read_gates(folder)
+        policy = read_policy(Path(config.getoption("--policy") or folder / "policy.toml"), [gate.id for gate in gates])
+        candidate = _candidate(config)
+        worker = getattr(config, "workerinput", None)
+        if worker is not None:
+            return cls(config, folder, Path(worker["assay_run"]), gates, policy, candidate)
+        if config.getoption("collectonly", False):
+            return cls(config, folder, paths.REPORTS / "collect-only", gates, policy, candidate)
+        run = _new_folder(config, candidate)
+        session = cls(config, folder, run, gates, policy, candidate)
+        session._write_expectations()
+        if hasattr(config.option, "htmlpath") and not config.option.htmlpath:
+            config.option.htmlpath, config.option.self_contained_html = str(run / "pytest.html"), True
+        session.writes = True
+        return session
+
+    def expected(self) -> list[Expected]:
+        """Policy × candidate, in the policy's order: what the verdict will judge, whatever pytest selects."""
+        by_id = {gate.id: gate for gate in self.gates}
+        found = []
+        for id, severity in self.policy.severity.items():
+            gate = by_id[id]
+            adapters = [adapter.name for adapter in self.candidate.adapters] if gate.per == "adapter" else [None]
+            for adapter in adapters:
+                found.append(
+                    Expected(
+                        gate=gate.name_for(adapter),
+                        route=gate.route,
+                        severity=severity,
+                        candidate=self.candidate.name,
+                        adapter=adapter,
+                    )
+                )
+        return found
+
+    def _write_expectations(self) -> None:
+        write_json(
+            self.run / "run.json",
+            {
+                "version": VERSION,
+                "name": self.run.name,
+                "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "candidate": {
+                    "name": self.candidate.name,
+                    "base": self.candidate.base_spec,
+                    "revision": self.candidate.revision,
+                    "adapters": {adapter.name: adapter.source for adapter in self.candidate.adapters},
+                    "digests": self._digests(),
+                },
+                "environment": {
+                    "assay": __version__,
+                    "machine": machine(),
+                    "packages": {package: _version(package) for package in _VERSIONED},
+                    "prompts": sorted(file.stem for file in self.prompts.path.glob("*.txt")),
+                },
+                "inconclusive_primary": self.policy.inconclusive_primary,
+                "expected": [vars(gate) for gate in self.expected()],
+            },
+        )
+        (self.run / "gates.jsonl").touch()
+
+    def _digests(self) -> dict[str, str | None]:
+        """What was judged, by content; None for what cannot be read, whose own gate will say why."""
+
+        def digest(of: Any, name: str) -> str | None:
+            try:
+                return str(getattr(of(), name))
+            except (AssayError, OSError):
+                return None
+
+        digests = {"base": digest(lambda: self.candidate.base, "digest")}
+        for adapter in self.candidate.adapters:
+            digests[adapter.name] = digest(lambda adapter=adapter: adapter, "digest")
+        return digests
+
+    def attach(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+        """Put the gate's outcome on pytest's report, in one string: xdist passes builtin types only."""
+        gate = gate_of(getattr(item, "function", None))
+        if gate is None:
+            return
+        if call.when == "setup":
+            item.stash[_SETUP_SECONDS] = call.duration
+        status, reason, by = _status(call)
+        if status is Status.PASSED and call.when != "call":
+            return
+        if status in (Status.BLOCKED, Status.UNAVAILABLE, Status.INCONCLUSIVE) and report.outcome != "skipped":
+            report.outcome = "skipped"
+            report.longrepr = (str(item.path), item.reportinfo()[1] or 0, f"{status.value}: {reason}")
+        callspec = getattr(item, "callspec", None)
+        name = callspec.params["adapter"].name if callspec else None
+        outcome = Outcome(
+            gate=gate.name_for(name),
+            adapter=name,
+            status=status,
+            reason=reason,
+            blocked_by=by,
+            facts=self.bench.facts if call.when == "call" else {},
+            steps=tuple(self.bench.used.values()) if call.when == "call" else (),
+            seconds=round(call.duration + (item.stash[_SETUP_SECONDS] if call.when == "call" else 0.0), 3),
+        )
+        report.user_properties += [(PROPERTY, outcome.to_json()), ("assay-status", status.value)]
+
+    def write(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == PROPERTY:
+                append_outcome(self.run, Outcome.from_json(str(value)))
+
+    def finish(self) -> None:
+        """Render the record."""
+        from assay.report import write_reports
+
+        write_reports(self.run)
+
+    def summarise(self, terminal: Any) -> None:
+        """The verdict and the gates that did not pass, at the end of pytest's own output."""
+        from assay.report import terminal_lines
+
+        terminal.section("Assay")
+        for line in terminal_lines(read_run(self.run)):
+            terminal.write_line(line)
+
+    def _say(self, line: str) -> None:
+        """A line of progress, past pytest's capture. xdist's worker processes have no terminal and stay silent."""
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        capture = self.config.pluginmanager.get_plugin("capturemanager")
+        if terminal is not None and capture is not None:
+            with capture.global_and_fixture_disabled():
+                terminal.ensure_newline()
+                terminal.write_line(f"  {line}")
+
+
+def _status(call: pytest.CallInfo[None]) -> tuple[Status, str, str | None]:
+    """The status that an exception (or none) means, its text, and the gate that blocks."""
+    if call.excinfo is None:
+        return Status.PASSED, "", None
+    problem = call.excinfo.value
+    if isinstance(problem, Blocked):
+        return Status.BLOCKED, problem.reason, problem.by
+    if isinstance(problem, Unavailable):
+        return Status.UNAVAILABLE, str(problem), None
+    if isinstance(problem, Inconclusive):
+        return Status.INCONCLUSIVE, str(problem), None
+    if isinstance(problem, (AssertionError, StepFailed, InputError)) and call.when == "call":
+        return Status.FAILED, _without_introspection(str(problem)), None
+    return Status.ERROR, f"The harness broke: {type(problem).__name__}: {problem}", None
+
+
+def _without_introspection(text: str) -> str:
+    """A gate's own words; pytest appends what it saw (`assert [...] == []`) after them."""
+    return re.split(r"\nassert ", text, maxsplit=1)[0]
+
+
+def _candidate(config: pytest.Config) -> Candidate:
+    file, base = config.getoption("--candidate"), config.getoption("--base")
+    adapters, revision, trained_on = (config.getoption(name) for name in ("--adapter", "--revision", "--trained-on"))
+    if file and (base or adapters):
+        raise InputError("Give either --candidate FILE or --base BASE with --adapter NAME=WHERE, not both.")
+    if base:
+        return given_candidate(base, adapters, revision, trained_on)
+    if adapters:
+        raise InputError("--adapter needs --base BASE: which model was it trained on?")
+    if not file and not paths.QUICKSTART.exists():
+        raise InputError(
+            f"{paths.QUICKSTART}: not found. Train it with `nox -s train`, or name a candidate: --candidate FILE, or "
+            "--base BASE --adapter NAME=FOLDER_OR_HUB_ID."
+        )
+    return read_candidate(Path(file) if file else paths.QUICKSTART)
+
+
+def _new_folder(config: pytest.Config, candidate: Candidate) -> Path:
+    given = config.getoption("--run")
+    if given:
+        run = Path(given).resolve()
+        if (run / "run.json").exists():
+            raise InputError(f"--run {run}: already holds a run. Name a new folder.")
+        run.mkdir(parents=True, exist_ok=True)
+        return run
+    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9._-]+', '-', candidate.name)}"
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        run = paths.REPORTS / (stem + suffix)
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            continue
+    raise InputError(f"{paths.REPORTS}: a hundred runs in one second; name a folder with --run.")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,95 @@
+"""A step describes work: its inputs, its parameters and the tools that do it. Its digest names its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from assay.machine import machine_digest
+
+PACKAGE = Path(__file__).parent
+
+
+@runtime_checkable
+class Input(Protocol):
+    """What a step can be given: something on disk that is named by its content."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def digest(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Base of all steps. A field is an `Input` or a plain JSON value; the worker gets it under the field's name."""
+
+    worker: ClassVar[str]
+    """`module.function` under `assay.workers`."""
+    stages: ClassVar[tuple[str, ...]]
+    """The milestones the worker reports, in order."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose versions are part of the digest."""
+    on_device: ClassVar[bool] = False
+    """Whether the result depends on this machine's processor or GPU (speed, memory, kernels)."""
+    deadline_seconds: ClassVar[float] = 3600.0
+
+    @property
+    def title(self) -> str:
+        """For progress lines and folder names: `quantize.q4 style`."""
+        adapter = getattr(self, "adapter", None)
+        return f"{self.worker} {adapter.name}" if adapter is not None else self.worker
+
+    @property
+    def disk_bytes(self) -> int:
+        """Forecast of what the step writes. Nothing is started that cannot fit."""
+        return 0
+
+    def arguments(self) -> dict[str, Any]:
+        """What the worker is called with: paths for inputs, values for parameters."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value.path) if isinstance(value, Input) else value for name, value in values.items()}
+
+    @property
+    def digest(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        description = {
+            "worker": self.worker,
+            "version": workers_digest(),
+            "packages": {package: _version(package) for package in self.packages},
+            "machine": machine_digest() if self.on_device else None,
+            "fields": {k: v.digest if isinstance(v, Input) else v for k, v in values.items()},
+        }
+        return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def workers_digest() -> str:
+    """The workers' own version: a hash of all their source, so that no changed worker reuses an old result."""
+    sources = ["answers.py", "checkpoint.py", "execution.py", "toolchain.py"]
+    sources += sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("workers/*.py"))
+    return digest_files(PACKAGE, sources)
+
+
+def digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_files(folder: Path, names: list[str]) -> str:
+    """One sha256 over the named files: their names and their contents, nothing else."""
+    listing = {name: digest_file(folder / name) for name in names}
+    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,170 @@
+"""Every step there is. Adding work adds one class here and one worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from assay.bases import Base
+from assay.candidate import Adapter
+from assay.errors import InputError
+from assay.step import Step, digest_files
+from assay.store import Artifact
+from assay.toolchain import Toolchain
+
+_TORCH = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """A folder of `*.txt` files, one user turn each: what every generating gate asks."""
+
+    path: Path
+
+    @cached_property
+    def digest(self) -> str:
+        names = sorted(file.name for file in self.path.glob("*.txt"))
+        if not names:
+            raise InputError(f"{self.path}: no *.txt in there; one file with one user turn each is expected.")
+        return digest_files(self.path, names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectAdapter(Step):
+    """Read an adapter's files, and nothing else, against the base's headers."""
+
+    worker = "adapter.inspect"
+    stages = ("inspect",)
+    deadline_seconds = 600.0
+
+    adapter: Adapter
+    base: Base
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadNf4(Step):
+    """Load the base in 4 bits as it will be deployed, and run one forward."""
+
+    worker = "bnb.load"
+    stages = ("load", "forward")
+    packages = _TORCH
+    on_device = True
+
+    base: Base
+
+
+@dataclass(frozen=True, kw_only=True)
+class MountNf4(Step):
+    """Mount the adapter on the 4-bit base before its first forward, then answer the prompts."""
+
+    worker = "bnb.mount"
+    stages = ("load", "mount", "generate")
+    packages = _TORCH
+    on_device = True
+
+    base: Base
+    adapter: Adapter
+    base_nf4: Artifact
+    prompts: Prompts
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canary(Step):
+    """Quantize, load and run a model of one layer, made on the spot, with every tool of the toolchain."""
+
+    worker = "canary.sing"
+    stages = ("write", "quantize", "llama_cli", "llama_cpp_python")
+    packages = ("numpy",)
+    on_device = True
+    deadline_seconds = 300.0
+
+    toolchain: Toolchain
+    tool_deadline_seconds: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Step):
+    """Fold the adapter into bf16 weights and save them as a checkpoint of their own."""
+
+    worker = "merge.fold"
+    stages = ("merge", "compare")
+    packages = _TORCH
+
+    base: Base
+    adapter: Adapter
+
+    @property
+    def disk_bytes(self) -> int:
+        return 2 * self.base.parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertF16(Step):
+    """Convert the merged checkpoint to a 16-bit GGUF and load it."""
+
+    worker = "gguf.convert"
+    stages = ("convert", "compare", "load")
+    packages = ("torch", "transformers", "numpy", "safetensors", "sentencepiece")
+    on_device = True
+
+    adapter: Adapter
+    base: Base
+    merged: Artifact
+    toolchain: Toolchain
+
+    @property
+    def disk_bytes(self) -> int:
+        return 2 * self.base.parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeQ4(Step):
+    """Quantize the F16 GGUF to Q4_K_M."""
+
+    worker = "gguf.quantize"
+    stages = ("quantize", "inspect")
+    packages = ("numpy",)
+
+    adapter: Adapter
+    base: Base
+    f16: Artifact
+    toolchain: Toolchain
+
+    @property
+    def disk_bytes(self) -> int:
+        # Where the shapes force 8-bit fallbacks, 4.85 bits a weight become up to 8.5.
+        return int(1.1 * self.base.parameters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLlamaCli(Step):
+    """Ask llama-cli the prompts, one process and one turn each."""
+
+    worker = "smoke.llama_cli"
+    stages = ("generate",)
+    on_device = True
+
+    adapter: Adapter
+    q4: Artifact
+    prompts: Prompts
+    toolchain: Toolchain
+    max_new_tokens: int = 64
+    tool_deadline_seconds: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLlamaCppPython(Step):
+    """Ask llama-cpp-python the prompts through `create_chat_completion`."""
+
+    worker = "smoke.llama_cpp_python"
+    stages = ("load", "generate")
+    packages = ("numpy", "jinja2", "diskcache")
+    on_device = True
+
+    adapter: Adapter
+    q4: Artifact
+    prompts: Prompts
+    toolchain: Toolchain
+    max_new_tokens: int = 64

@@ -1,0 +1,92 @@
+"""The code that steps run, each in a process of its own: the only code that imports torch and its like.
+
+A worker is a function `name(work, *, …)` whose arguments are the step's fields. It returns facts through
+`work.stage(...)` and judges nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from assay.errors import AssayError
+
+
+class Problem(AssayError):
+    """The work cannot go on, for a reason that a person can act on."""
+
+    kind = "failed"
+
+
+class NotHere(Problem):
+    """The machine lacks what the work needs: a library, a device, a tool."""
+
+    kind = "unavailable"
+
+
+class Work:
+    """What a worker is given beside its arguments: a folder for its outputs, and somewhere to leave facts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stages: dict[str, dict[str, Any]] = {}
+
+    def stage(self, name: str, **facts: Any) -> None:
+        """A milestone is reached: its facts are on disk when this returns."""
+        self._stages[name] = facts
+        part = self.folder / ".stages.part"
+        # Inf and NaN are not JSON, and a reader that stumbles over them loses the record.
+        part.write_text(json.dumps(self._stages, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        part.replace(self.folder / "stages.json")
+        print(f"[stage] {name}", flush=True)
+
+
+def host_peak_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def read_prompts(folder: Path | str) -> dict[str, str]:
+    """The prompts by name: every `*.txt` of the folder, one user turn each."""
+    return {file.stem: file.read_text(encoding="utf-8").strip() for file in sorted(Path(folder).glob("*.txt"))}
+
+
+class Said(NamedTuple):
+    """What a tool wrote."""
+
+    stdout: str
+    stderr: str
+
+
+def call(command: list[str], *, env: dict[str, str] | None = None, deadline_seconds: float = 3600.0) -> Said:
+    """Run a tool to its end and return what it said, which also goes to the step's log.
+
+    The tool stays in the worker's process group, so that killing the step kills it.
+
+    Raises:
+        Problem: it cannot be started, it hung, or it ended with an exit code other than 0.
+    """
+    name = Path(command[0]).name if not command[0].endswith("python") else Path(command[1]).name
+    print("$ " + " ".join(command), flush=True)
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, env=env, timeout=deadline_seconds, check=False
+        )
+    except subprocess.TimeoutExpired as late:
+        print((late.stdout or b"").decode(errors="replace"), (late.stderr or b"").decode(errors="replace"), flush=True)
+        said = " It had already answered, so it waits for input." if late.stdout else " It had printed nothing."
+        raise Problem(f"{name} hung: killed after {deadline_seconds:.0f} s.{said}") from None
+    except OSError as problem:
+        raise Problem(f"{name} does not start ({problem}). Build the toolchain again: `nox -s toolchain`.") from None
+    stdout, stderr = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    print(stdout, stderr, f"[{name}: exit code {done.returncode}, {time.monotonic() - started:.2f} s]", flush=True)
+    if done.returncode != 0:
+        lines = [line for line in (stdout + "\n" + stderr).replace("\r", "\n").split("\n") if line.strip()]
+        tail = "\n".join(lines[-6:]) or "It printed nothing."
+        raise Problem(f"{name} ended with exit code {done.returncode}:\n{tail}")
+    return Said(stdout, stderr)

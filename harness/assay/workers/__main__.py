@@ -1,0 +1,45 @@
+"""`python -m assay.workers FOLDER`: runs the step described in FOLDER/step.json."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from assay.errors import AssayError
+from assay.workers import Work
+
+
+def main(folder: Path) -> int:
+    step = json.loads((folder / "step.json").read_text(encoding="utf-8"))
+    module, function = step["worker"].split(".")
+    try:
+        worker = getattr(importlib.import_module(f"assay.workers.{module}"), function)
+        worker(Work(folder), **step["arguments"])
+    except ImportError as missing:
+        traceback.print_exc()
+        return _tell(folder, "unavailable", f"{missing}. Install it: `pip install -e '.[all]' -c constraints.txt`.")
+    except AssayError as problem:
+        return _tell(folder, getattr(problem, "kind", "failed"), str(problem))
+    except OSError as problem:
+        traceback.print_exc()
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            fix = "Free some space, or set ASSAY_CACHE to a folder on a larger disk."
+            return _tell(folder, "failed", f"{folder}: the disk is full ({problem.strerror}). {fix}")
+        return _tell(folder, "failed", f"{type(problem).__name__}: {problem}")
+    except Exception as problem:
+        traceback.print_exc()
+        return _tell(folder, "failed", f"{type(problem).__name__}: {problem}")
+    return 0
+
+
+def _tell(folder: Path, kind: str, reason: str) -> int:
+    print(reason, flush=True)
+    (folder / "problem.json").write_text(json.dumps({"kind": kind, "reason": reason}), encoding="utf-8")
+    return 1
+
+
+sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,291 @@
+"""The BitsAndBytes route: the base in nf4 with double quantization and bf16 compute, the adapter mounted on it.
+
+bitsandbytes 0.50.2 on processors with AVX512-BF16 repacks weights at the first forward and does not restore them when
+their state dict is read, which mounting does: so an adapter is mounted before the first forward, always.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assay.answers import classify
+from assay.checkpoint import read_header
+from assay.workers import Problem, Work, host_peak_bytes, read_prompts
+
+_BLOCK, _NESTED_BLOCK = 64, 256
+
+
+def load(work: Work, *, base: str) -> None:
+    """Facts on how the base sits in memory, and whether one forward of it is finite."""
+    started = time.monotonic()
+    model, tokenizer, device = _load_nf4(base)
+    seconds = time.monotonic() - started
+    linears, expected, predicted = _expected_layers(base)
+    quantized = {name: module for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
+    states = [module.weight.quant_state for module in quantized.values()]
+    work.stage(
+        "load",
+        device=device,
+        load_seconds=round(seconds, 3),
+        linear_layers=linears,
+        layers_in_4bit=len(quantized),
+        layers_expected_in_4bit=len(expected),
+        layers_wrongly_left=sorted(set(expected) - set(quantized)),
+        quantization_types=sorted({str(state.quant_type) for state in states}),
+        double_quantization=all(bool(state.nested) for state in states),
+        compute_dtypes=sorted({str(module.compute_dtype).removeprefix("torch.") for module in quantized.values()}),
+        weight_bytes=_weight_bytes(model),
+        weight_bytes_predicted=predicted,
+        **_peaks(device),
+    )
+    logits = _last_logits(model, _render(tokenizer, "What is the capital of France?", device))
+    np.save(work.folder / "logits.npy", logits)
+    finite = np.isfinite(logits)
+    work.stage("forward", logits=int(logits.size), logits_not_finite=int((~finite).sum()), **_peaks(device))
+
+
+def mount(work: Work, *, base: str, adapter: str, base_nf4: str, prompts: str, max_new_tokens: int) -> None:
+    """Facts on what of the adapter arrived in the model, what it changes, and what the model then says."""
+    import torch
+    from peft import PeftModel
+
+    started = time.monotonic()
+    model, tokenizer, device = _load_nf4(base)
+    work.stage("load", device=device, load_seconds=round(time.monotonic() - started, 3))
+
+    started = time.monotonic()
+    model = PeftModel.from_pretrained(model, adapter, adapter_name="candidate")
+    arrived = _arrivals(model, Path(adapter))
+    zero = _mount_zero_twin(model, Path(adapter), work.folder / "zero")
+    mount_seconds = time.monotonic() - started
+    model.eval()
+    question = _render(tokenizer, "What is the capital of France?", device)
+    model.set_adapter("candidate")
+    with_adapter = _last_logits(model, question)
+    with model.disable_adapter():
+        without = _last_logits(model, question)
+    with_zero = None
+    if zero:
+        model.set_adapter("zero")
+        with_zero = _last_logits(model, question)
+        model.set_adapter("candidate")
+    base_alone = np.load(Path(base_nf4) / "logits.npy")
+    work.stage(
+        "mount",
+        mount_seconds=round(mount_seconds, 3),
+        **arrived,
+        logits_not_finite=int((~np.isfinite(with_adapter)).sum()),
+        largest_logit_change=_largest_change(with_adapter, without),
+        largest_logit_change_by_zero_adapter=None if with_zero is None else _largest_change(with_zero, without),
+        cosine_of_base_before_and_after_mounting=_cosine(without, base_alone),
+    )
+
+    answers = {}
+    for name, text in read_prompts(prompts).items():
+        answers[name] = _answer(model, tokenizer, _render(tokenizer, text, device), max_new_tokens, torch)
+        print(f"[{name}] {answers[name]['kind']}: {answers[name]['text']!r}", flush=True)
+    decoded = sum(answer["tokens"] - 1 for answer in answers.values())
+    decode_seconds = sum(answer["decode_seconds"] for answer in answers.values())
+    prefill_seconds = sum(answer["prefill_seconds"] for answer in answers.values())
+    work.stage(
+        "generate",
+        answers=answers,
+        prefill_tokens_per_second=round(sum(a["prompt_tokens"] for a in answers.values()) / prefill_seconds, 2),
+        decode_tokens_per_second=round(decoded / decode_seconds, 2) if decode_seconds else None,
+        **_peaks(device),
+    )
+
+
+def _load_nf4(base: str) -> tuple[Any, Any, str]:
+    import bitsandbytes  # noqa: F401  # its absence is told as such, and not as a ValueError of transformers
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=config, dtype=torch.bfloat16, device_map={"": device}, use_safetensors=True
+    )
+    model.eval()
+    return model, AutoTokenizer.from_pretrained(base), device
+
+
+def _expected_layers(base: str) -> tuple[int, list[str], int]:
+    """From the config alone: how many linears, which become 4-bit, and how many bytes all weights then take."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), dtype=torch.bfloat16)
+    model.tie_weights()
+    head = model.get_output_embeddings()
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    expected = [name for name, module in linears.items() if module is not head]
+    packed = {id(linears[name].weight) for name in expected}
+    total = 0
+    for parameter in model.parameters():  # a tied head is listed once
+        count = parameter.numel()
+        if id(parameter) in packed:
+            blocks = -(-count // _BLOCK)
+            # packed weights, 8-bit scales, their own scales and offset, and the two look-up tables
+            total += count // 2 + blocks + 4 * -(-blocks // _NESTED_BLOCK) + 4 + 16 * 4 + 256 * 4
+        else:
+            total += 2 * count
+    return len(linears), expected, total
+
+
+def _weight_bytes(model: Any) -> int:
+    """What weights, scales and tables really take. `get_memory_footprint()` leaves the scales out."""
+    seen: dict[int, int] = {}
+
+    def add(tensor: Any) -> None:
+        if tensor is not None and hasattr(tensor, "data_ptr"):
+            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+
+    for parameter in model.parameters():
+        add(parameter)
+        state = getattr(parameter, "quant_state", None)
+        for part in (state, getattr(state, "state2", None)):
+            for name in ("absmax", "code", "offset"):
+                add(getattr(part, name, None))
+    return sum(seen.values())
+
+
+def _render(tokenizer: Any, text: str, device: str) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    return {name: tensor.to(device) for name, tensor in rendered.items()}
+
+
+def _last_logits(model: Any, inputs: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    import torch
+
+    with torch.inference_mode():
+        logits = model(**inputs, use_cache=False).logits[0, -1]
+    values: np.ndarray[Any, np.dtype[np.float32]] = logits.float().cpu().numpy()
+    return values
+
+
+def _arrivals(model: Any, adapter: Path) -> dict[str, Any]:
+    """Every tensor of the adapter's file against the parameters it should have become."""
+    file = read_header(adapter / "adapter_model.safetensors")
+    wanted: dict[str, Any] = {}
+    for name, parameter in model.named_parameters():
+        if ".candidate" in name:
+            key = name.replace(".modules_to_save.candidate", "").replace(".candidate", "")
+            if key not in file and key.removesuffix(".weight") in file:
+                key = key.removesuffix(".weight")
+            wanted[key] = parameter
+    changed = []
+    for name in sorted(set(wanted) & set(file)):
+        values = wanted[name].detach().float().cpu().numpy()
+        # NaN equals NaN here: whether values are finite is another fact.
+        if values.shape != file[name].shape or not np.array_equal(values, file[name].float32(), equal_nan=True):
+            changed.append(name)
+    return {
+        "tensors_in_file": len(file),
+        "tensors_consumed": len(set(wanted) & set(file)) - len(changed),
+        "tensors_not_consumed": sorted(set(file) - set(wanted)),
+        "tensors_missing_in_file": sorted(set(wanted) - set(file)),
+        "tensors_changed_on_the_way": changed,
+    }
+
+
+def _mount_zero_twin(model: Any, adapter: Path, folder: Path) -> bool:
+    """Mount the same adapter with every B at zero, the control that must change nothing. DoRA's magnitudes and whole
+    saved modules have no such zero, so there is no control for them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    if not all(".lora_" in name and "magnitude" not in name for name in tensors):
+        return False
+    folder.mkdir()
+    shutil.copyfile(adapter / "adapter_config.json", folder / "adapter_config.json")
+    for name, tensor in tensors.items():
+        tensors[name] = torch.zeros_like(tensor) if "_B" in name else torch.nan_to_num(tensor)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    model.load_adapter(str(folder), adapter_name="zero")
+    shutil.rmtree(folder)
+    return True
+
+
+def _largest_change(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float | None:
+    change = np.abs(a - b).max()
+    return float(change) if np.isfinite(change) else None
+
+
+def _cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float | None:
+    if a.shape != b.shape:
+        return None
+    cosine = float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return cosine if np.isfinite(cosine) else None
+
+
+def _answer(model: Any, tokenizer: Any, inputs: dict[str, Any], limit: int, torch: Any) -> dict[str, Any]:
+    """One greedy answer, with its raw ids, what ended it, P(end) at the first position, and seconds."""
+    from transformers import StoppingCriteriaList
+
+    times: list[float] = []
+
+    def clock(*_: Any, **__: Any) -> Any:
+        times.append(time.monotonic())
+        return torch.zeros(1, dtype=torch.bool, device=inputs["input_ids"].device)
+
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if ends == [None]:
+        raise Problem("The base names no end token (eos_token_id) in generation_config.json. Add it.")
+    started = time.monotonic()
+    with torch.inference_mode():
+        output = model.generate(
+            **inputs,
+            max_new_tokens=limit,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    finished = bool(ids) and ids[-1] in ends
+    said = ids[:-1] if finished else ids
+    text = tokenizer.decode(said, skip_special_tokens=True)
+    first = output.logits[0][0].float()
+    p_end = torch.softmax(first, dim=-1)[ends].sum().item() if bool(torch.isfinite(first).all()) else None
+    raw = tokenizer.decode(said, skip_special_tokens=False)
+    return {
+        "text": text,
+        "kind": classify(text, finished=finished, raw=raw, tokens=said).value,
+        "token_ids": ids,
+        "tokens": len(ids),
+        "ended_by": "end token" if finished else "token limit",
+        "p_end_at_first_position": p_end,
+        "prompt_tokens": int(inputs["input_ids"].shape[1]),
+        "prefill_seconds": round(times[0] - started, 4),
+        "decode_seconds": round(times[-1] - times[0], 4),
+    }
+
+
+def _peaks(device: str) -> dict[str, int | None]:
+    import torch
+
+    on_gpu = device.startswith("cuda")
+    return {
+        "peak_host_bytes": host_peak_bytes(),
+        "peak_device_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+    }

@@ -1,0 +1,132 @@
+"""The files of the GGUF route: convert a checkpoint to F16, quantize it to Q4_K_M."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assay.checkpoint import chat_template, read_folder, read_json
+from assay.toolchain import Toolchain
+from assay.workers import Work, call
+from assay.workers.llama import gguf_facts, import_gguf, import_llama_cpp
+
+F16, Q4 = "model-f16.gguf", "model-q4_k_m.gguf"
+
+SUPER_BLOCK = 256
+"""A K-quant packs this many weights of one row together; a row of any other length cannot be one."""
+
+
+def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str) -> None:
+    """Run the converter, compare what it wrote with what it read, load it."""
+    tools = Toolchain(path=Path(toolchain))
+    checkpoint, out = Path(merged) / "checkpoint", work.folder / F16
+    started = time.monotonic()
+    # The converter finds its `conversion` package beside itself, which a safe path would hide.
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    script = str(tools.source / "convert_hf_to_gguf.py")
+    call([sys.executable, script, str(checkpoint), "--outtype", "f16", "--outfile", str(out)], env=env)
+    work.stage("convert", convert_seconds=round(time.monotonic() - started, 3))
+
+    gguf = import_gguf(tools)
+    facts = gguf_facts(gguf, out)
+    template = facts.pop("chat_template")
+    work.stage(
+        "compare",
+        **facts,
+        **_compare_tensors(gguf, out, checkpoint, facts["architecture"]),
+        chat_template_equal=template == chat_template(checkpoint),
+        chat_template_present=template is not None,
+        source_eos_token_id=_eos(checkpoint),
+    )
+
+    started = time.monotonic()
+    llama_cpp = import_llama_cpp(tools)
+    model = llama_cpp.Llama(str(out), n_ctx=64, n_threads=os.cpu_count(), logits_all=True, verbose=True)
+    model.eval(model.tokenize(b"The capital of France is"))
+    logits = np.asarray(model.scores[: model.n_tokens])
+    work.stage(
+        "load",
+        load_seconds=round(time.monotonic() - started, 3),
+        logits_not_finite=int((~np.isfinite(logits)).sum()),
+    )
+
+
+def _compare_tensors(gguf: Any, file: Path, checkpoint: Path, architecture: str) -> dict[str, Any]:
+    """Which tensors of the checkpoint the GGUF lacks, by the converter's own table of names."""
+    source = read_folder(checkpoint)
+    config = read_json(checkpoint / "config.json")
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    table = gguf.get_tensor_name_map(arch, int(config["num_hidden_layers"]))
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(str(file)).tensors}
+    lacking, matched, unmapped = [], set(), []
+    for name, tensor in source.items():
+        mapped = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        if mapped is None:
+            unmapped.append(name)
+        elif mapped not in tensors or int(tensors[mapped].n_elements) != int(np.prod(tensor.shape)):
+            lacking.append(name)
+        else:
+            matched.add(mapped)
+    not_finite = []
+    for name, tensor in tensors.items():
+        if tensor.tensor_type.name in ("F16", "F32") and not np.isfinite(tensor.data).all():
+            not_finite.append(name)
+    return {
+        "source_parameters": sum(int(np.prod(tensor.shape)) for tensor in source.values()),
+        "tensors_missing": lacking,
+        "tensors_unmapped": unmapped,
+        "tensors_extra": sorted(set(tensors) - matched),
+        "tensors_not_finite": not_finite,
+    }
+
+
+def _eos(checkpoint: Path) -> int | None:
+    """The id of the tokenizer's end token, from its own files."""
+    token = read_json(checkpoint / "tokenizer_config.json").get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    file = checkpoint / "tokenizer.json"
+    if token is None or not file.exists():
+        return None
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    added = {entry["content"]: int(entry["id"]) for entry in tokenizer.get("added_tokens", [])}
+    return added.get(token)
+
+
+def quantize(work: Work, *, adapter: str, base: str, f16: str, toolchain: str) -> None:
+    """Run llama-quantize, then read from the file itself what it became."""
+    tools = Toolchain(path=Path(toolchain))
+    source, out = Path(f16) / F16, work.folder / Q4
+    started = time.monotonic()
+    call([str(tools.bin / "llama-quantize"), str(source), str(out), "Q4_K_M", str(os.cpu_count() or 1)])
+    work.stage("quantize", quantize_seconds=round(time.monotonic() - started, 3))
+
+    gguf = import_gguf(tools)
+    facts = gguf_facts(gguf, out)
+    del facts["chat_template"]
+    before = {tensor.name: tensor for tensor in gguf.GGUFReader(str(source)).tensors}
+    after = {tensor.name: tensor for tensor in gguf.GGUFReader(str(out)).tensors}
+    changed = [name for name in before if name in after and list(before[name].shape) != list(after[name].shape)]
+    forced: list[str] = []
+    unforced: list[str] = []
+    for name, tensor in after.items():
+        # One-dimensional tensors (norms, biases) and what llama.cpp keeps in F32 on purpose are never quantized.
+        if len(tensor.shape) < 2 or tensor.tensor_type.name == "F32" or tensor.tensor_type.name.endswith("_K"):
+            continue
+        entry = f"{name} {tensor.tensor_type.name} (row of {int(tensor.shape[0])})"
+        (forced if int(tensor.shape[0]) % SUPER_BLOCK else unforced).append(entry)
+    work.stage(
+        "inspect",
+        **facts,
+        source_bytes=source.stat().st_size,
+        tensors_missing=sorted(set(before) - set(after)),
+        tensors_extra=sorted(set(after) - set(before)),
+        tensors_with_another_shape=changed,
+        fallbacks_forced_by_shape=forced,
+        fallbacks_unforced=unforced,
+    )

@@ -1,0 +1,136 @@
+"""Asks the shipped Q4_K_M file the prompts, through llama-cli and through llama-cpp-python."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from assay.answers import classify
+from assay.toolchain import Toolchain
+from assay.workers import Work, host_peak_bytes, read_prompts
+from assay.workers.gguf import Q4
+from assay.workers.llama import ask_llama_cli, import_llama_cpp
+
+
+def llama_cli(
+    work: Work,
+    *,
+    adapter: str,
+    q4: str,
+    prompts: str,
+    toolchain: str,
+    max_new_tokens: int,
+    tool_deadline_seconds: float,
+) -> None:
+    """One process and one turn a prompt. llama-cli does not tell what ended an answer, so none counts as truncated."""
+    answers = {}
+    for name, text in read_prompts(prompts).items():
+        answer = ask_llama_cli(
+            Toolchain(path=Path(toolchain)),
+            Path(q4) / Q4,
+            text,
+            answer=work.folder / f"answer-{name}.txt",
+            max_new_tokens=max_new_tokens,
+            deadline_seconds=tool_deadline_seconds,
+        )
+        answers[name] = answer | {"kind": classify(answer["text"], finished=True).value}
+    work.stage(
+        "generate",
+        answers=answers,
+        prefill_tokens_per_second=_middle([answer["prefill_tokens_per_second"] for answer in answers.values()]),
+        decode_tokens_per_second=_middle([answer["decode_tokens_per_second"] for answer in answers.values()]),
+    )
+
+
+def _middle(speeds: list[float | None]) -> float | None:
+    known = sorted(speed for speed in speeds if speed is not None)
+    return known[len(known) // 2] if known else None
+
+
+def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolchain: str, max_new_tokens: int) -> None:
+    """`create_chat_completion`, with the prompt that it really evaluated beside the one the model's template gives."""
+    llama = import_llama_cpp(Toolchain(path=Path(toolchain)))
+    started = time.monotonic()
+    # Its own defaults (512 tokens of context, half the cores, reasons kept to itself) are not how anybody deploys.
+    model = llama.Llama(str(Path(q4) / Q4), n_ctx=4096, n_threads=os.cpu_count(), verbose=True)
+    template = model.metadata.get("tokenizer.chat_template")
+    work.stage(
+        "load",
+        load_seconds=round(time.monotonic() - started, 3),
+        chat_format=model.chat_format,
+        chat_template_present=template is not None,
+    )
+    evaluated: list[Any] = []
+    create = model.create_completion
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        evaluated.append(kwargs.get("prompt", args[0] if args else None))
+        return create(*args, **kwargs)
+
+    model.create_completion = watched
+    answers = {}
+    decoded, prefill_tokens, prefill_seconds, decode_seconds = 0, 0, 0.0, 0.0
+    for name, text in read_prompts(prompts).items():
+        messages = [{"role": "user", "content": text}]
+        started = time.monotonic()
+        pieces, times, ended_by = [], [], None
+        for chunk in model.create_chat_completion(
+            messages=messages, max_tokens=max_new_tokens, temperature=0.0, stream=True
+        ):
+            choice = chunk["choices"][0]
+            if "content" in choice["delta"]:
+                times.append(time.monotonic())
+                pieces.append(choice["delta"]["content"])
+            ended_by = choice["finish_reason"] or ended_by
+        said = "".join(pieces)
+        prompt = evaluated[-1]
+        tokens = prompt if isinstance(prompt, list) else model.tokenize(str(prompt).encode(), special=True)
+        wanted = _rendered(model, template, messages) if template else None
+        answers[name] = {
+            "text": said,
+            "kind": classify(said, finished=ended_by == "stop").value,
+            "tokens": len(pieces),
+            "ended_by": "end token" if ended_by == "stop" else "token limit",
+            "prompt_tokens": len(tokens),
+            "prompt_is_the_templates": wanted is not None and tokens == wanted,
+        }
+        if times:
+            prefill_tokens += len(tokens)
+            prefill_seconds += times[0] - started
+            decoded += len(times) - 1
+            decode_seconds += times[-1] - times[0]
+        print(f"[{name}] {answers[name]}", flush=True)
+    work.stage(
+        "generate",
+        answers=answers,
+        prefill_tokens_per_second=round(prefill_tokens / prefill_seconds, 2) if prefill_seconds else None,
+        decode_tokens_per_second=round(decoded / decode_seconds, 2) if decode_seconds else None,
+        peak_host_bytes=host_peak_bytes(),
+    )
+
+
+def _rendered(model: Any, template: str, messages: list[dict[str, str]]) -> list[int]:
+    """The model's own template, rendered as transformers renders it, in the same tokens."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def word(token: int) -> str:
+        return str(model._model.token_get_text(token)) if token >= 0 else ""
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _raise
+    text = environment.from_string(template).render(
+        messages=messages,
+        add_generation_prompt=True,
+        bos_token=word(model.token_bos()),
+        eos_token=word(model.token_eos()),
+    )
+    wanted: list[int] = model.tokenize(text.encode(), add_bos=False, special=True)
+    first = model.token_bos()
+    adds_bos = model.metadata.get("tokenizer.ggml.add_bos_token") == "true"
+    return [first, *wanted] if adds_bos and wanted[:1] != [first] else wanted
+
+
+def _raise(message: str) -> None:
+    raise ValueError(message)

@@ -1,0 +1,91 @@
+"""The project's commands: `nox -s gates` is the main job. All sessions share one virtual environment."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "tests"]
+
+HERE = Path(__file__).parent
+QUICKSTART = HERE / "train" / "out" / "quickstart" / "candidate.json"
+CANDIDATE_OPTIONS = ("--candidate", "--base")
+
+
+def environment(session: nox.Session) -> Path:
+    """The environment with everything but the toolchain, installed once for what these two files say."""
+    files = [HERE / "pyproject.toml", HERE / "constraints.txt"]
+    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files) + str(HERE).encode()).hexdigest()
+    folder = HERE / ".nox" / "assay"
+    stamp = folder / "installed"
+    python = folder / "bin" / "python"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        session.run(*install, "-e", f"{HERE}[all]", "-c", str(HERE / "constraints.txt"), external=True)
+        stamp.write_text(wanted)
+    session.env["PATH"] = f"{folder / 'bin'}:{session.env.get('PATH') or ''}"
+    return python
+
+
+def run(session: nox.Session, *command: object) -> None:
+    session.run(*(str(part) for part in command), external=True)
+
+
+@nox.session(venv_backend="none")
+def gates(session: nox.Session) -> None:
+    """Judge a candidate on every route. Arguments go to pytest: `-- --base BASE --adapter NAME=WHERE`."""
+    python = environment(session)
+    run(session, python, "-m", "assay", "toolchain")
+    given = any(argument.split("=")[0] in CANDIDATE_OPTIONS for argument in session.posargs)
+    if not given and not QUICKSTART.exists():
+        run(session, python, "-m", "train", "quickstart")
+    # The run is named here, so that the verdict is this run's and never that of an older one.
+    folder = HERE / "reports" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-gates"
+    arguments = [*session.posargs]
+    if "--run" not in [argument.split("=")[0] for argument in arguments]:
+        arguments += ["--run", str(folder)]
+    else:
+        at = next(i for i, argument in enumerate(arguments) if argument.split("=")[0] == "--run")
+        folder = Path(arguments[at].partition("=")[2] or arguments[at + 1])
+    session.run(str(python), "-m", "pytest", "gates", *arguments, external=True, success_codes=range(256))
+    code = subprocess.call([python, "-m", "assay", "verdict", folder])
+    if code:
+        # nox knows one exit code for every failure; a release has two: 1 hold, 2 could not judge.
+        sys.exit(code)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """The product's own tests, with the toolchain they need."""
+    python = environment(session)
+    run(session, python, "-m", "assay", "toolchain")
+    run(session, python, "-m", "pytest", "tests", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """ruff and strict mypy."""
+    python = environment(session)
+    run(session, python, "-m", "ruff", "check", ".")
+    run(session, python, "-m", "ruff", "format", "--check", ".")
+    run(session, python, "-m", "mypy")
+
+
+@nox.session(venv_backend="none")
+def train(session: nox.Session) -> None:
+    """Train a candidate: `nox -s train -- quickstart`."""
+    run(session, environment(session), "-m", "train", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def toolchain(session: nox.Session) -> None:
+    """Build llama.cpp from the pinned source, once for this machine."""
+    run(session, environment(session), "-m", "assay", "toolchain", *session.posargs)

@@ -1,0 +1,87 @@
+"""Records, models and adapters that tests make on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from assay.record import VERSION, Outcome, Status, append_outcome, write_json
+
+
+def write_run(
+    folder: Path,
+    gates: dict[str, tuple[str, Status | None]],
+    *,
+    inconclusive: str = "hold",
+    started_at: str = "2026-02-09T16:56:43+00:00",
+    **outcome: Any,
+) -> Path:
+    """A run's folder with these gates: id to severity and status, None for no record at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    expected = [
+        {"gate": gate, "route": "bnb", "severity": severity, "candidate": "c", "adapter": None}
+        for gate, (severity, _) in gates.items()
+    ]
+    machine = {"processor": "cpu", "cores": 2, "memory_bytes": 1, "gpus": []}
+    write_json(
+        folder / "run.json",
+        {
+            "version": VERSION,
+            "name": folder.name,
+            "started_at": started_at,
+            "candidate": {"name": "c", "base": "b", "revision": None, "adapters": {}, "digests": {"base": "0"}},
+            "environment": {"assay": "0", "machine": machine, "packages": {}, "prompts": []},
+            "inconclusive_primary": inconclusive,
+            "expected": expected,
+        },
+    )
+    for gate, (_, status) in gates.items():
+        if status is not None:
+            append_outcome(folder, Outcome(gate=gate, adapter=None, status=status, **outcome))
+    return folder
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+    """float32 arrays as a safetensors file, without the library: the reader is tested against another writer too."""
+    header: dict[str, Any] = {}
+    blob = b""
+    for name, values in tensors.items():
+        data = np.ascontiguousarray(values, dtype="<f4").tobytes()
+        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [len(blob), len(blob) + len(data)]}
+        blob += data
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + blob)
+
+
+def write_adapter(
+    folder: Path,
+    shapes: dict[str, tuple[int, int]],
+    *,
+    base: str,
+    rank: int = 8,
+    scale: float = 0.002,
+    seed: int = 0,
+) -> Path:
+    """A LoRA adapter with random halves on these modules (name to out × in), saved as peft saves it.
+
+    `scale` is the standard deviation of B: small enough that the base still speaks, large enough to change weights.
+    """
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for module, (rows, columns) in shapes.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = random.standard_normal((rank, columns)) / columns**0.5
+        tensors[f"base_model.model.{module}.lora_B.weight"] = random.standard_normal((rows, rank)) * scale
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": sorted({module.rpartition(".")[2] for module in shapes}),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
