@@ -10,8 +10,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.default_venv_backend = "virtualenv"
-nox.options.reuse_venv = "yes"
+nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "tests"]
 
 HERE = Path(__file__).parent
@@ -31,7 +30,6 @@ def environment(session: nox.Session) -> Path:
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         session.run(*install, "-e", f"{HERE}[all]", "-c", str(HERE / "constraints.txt"), external=True)
         stamp.write_text(wanted)
-    session.env["PATH"] = f"{folder / 'bin'}:{session.env.get('PATH') or ''}"
     return python
 
 
@@ -39,7 +37,7 @@ def run(session: nox.Session, *command: object) -> None:
     session.run(*(str(part) for part in command), external=True)
 
 
-@nox.session(venv_backend="none")
+@nox.session
 def gates(session: nox.Session) -> None:
     """Judge a candidate on every route. Arguments go to pytest: `-- --base BASE --adapter NAME=WHERE`."""
     python = environment(session)
@@ -62,7 +60,7 @@ def gates(session: nox.Session) -> None:
         sys.exit(code)
 
 
-@nox.session(venv_backend="none")
+@nox.session
 def tests(session: nox.Session) -> None:
     """The product's own tests, with the toolchain they need."""
     python = environment(session)
@@ -70,7 +68,7 @@ def tests(session: nox.Session) -> None:
     run(session, python, "-m", "pytest", "tests", *session.posargs)
 
 
-@nox.session(venv_backend="none")
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff and strict mypy."""
     python = environment(session)
@@ -79,13 +77,13 @@ def lint(session: nox.Session) -> None:
     run(session, python, "-m", "mypy")
 
 
-@nox.session(venv_backend="none")
+@nox.session
 def train(session: nox.Session) -> None:
     """Train a candidate: `nox -s train -- quickstart`."""
     run(session, environment(session), "-m", "train", *session.posargs)
 
 
-@nox.session(venv_backend="none")
+@nox.session
 def toolchain(session: nox.Session) -> None:
     """Build llama.cpp from the pinned source, once for this machine."""
     run(session, environment(session), "-m", "assay", "toolchain", *session.posargs)

@@ -80,3 +80,10 @@ def test_the_last_lines_of_a_log_leave_progress_bars_out(tmp_path: Path) -> None
     (tmp_path / "log").write_text("10%\r50%\r100%\n\nerror: no space\n")
     assert execution.last_lines(tmp_path / "log") == "100%\nerror: no space"
     assert execution.last_lines(tmp_path / "none") == "(no log)"
+
+
+def test_a_full_disk_does_not_hang_the_child(tmp_path: Path) -> None:
+    finished = execution.run(
+        python("print('x' * 10_000_000)"), cwd=tmp_path, log=Path("/dev/full"), deadline_seconds=30
+    )
+    assert (finished.exit_code, finished.timed_out) == (0, False)

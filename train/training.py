@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from assay.bases import find_base
 from assay.candidate import CONFIG, WEIGHTS
+from assay.checkpoint import read_json
 from assay.errors import InputError
 from assay.machine import cpu_flags
 from assay.record import write_json
@@ -110,14 +111,14 @@ def _train_one(
     recipe: Recipe, name: str, model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], part: Path
 ) -> dict[str, Any]:
     lora = recipe.lora
-    config = LoraConfig(
+    settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(model, config)
+    model = get_peft_model(model, settings)
     # A cache path means nothing to whoever gets the adapter; the id does, and candidate.json has the digest.
     model.peft_config["default"].base_model_name_or_path = recipe.base
     steps = -(-len(rows) // recipe.batch_size) * recipe.epochs
@@ -148,6 +149,10 @@ def _train_one(
     seconds = time.monotonic() - started
     model.save_pretrained(part / f"adapter_{name}")
     (part / f"adapter_{name}" / "README.md").unlink(missing_ok=True)
+    # peft writes the targets as a set comes: sorted, the same training gives the same bytes.
+    config = part / f"adapter_{name}" / CONFIG
+    saved = read_json(config)
+    write_json(config, saved | {"target_modules": sorted(saved["target_modules"])})
     tokens = recipe.epochs * sum(len(row["input_ids"]) for row in rows)
     result = {
         "samples": len(rows),

@@ -17,6 +17,8 @@ from assay.record import StepUse, write_json
 from assay.step import Step
 from assay.store import Artifact, Store
 
+FREE_SPACE = "Free some space, or set ASSAY_CACHE to a folder on a larger disk."
+
 
 class Bench:
     """Makes steps for one run.
@@ -105,7 +107,7 @@ class Bench:
         if free < step.disk_bytes:
             reason = (
                 f"{self.store.folder}: {free / 1e9:.1f} GB free, {step.title} writes about {step.disk_bytes / 1e9:.1f} "
-                "GB. Free some space, or set ASSAY_CACHE to a folder on a larger disk."
+                f"GB. {FREE_SPACE}"
             )
             self._fail(step, logs, part, {"kind": "failed", "reason": reason})
             return None
@@ -134,7 +136,12 @@ class Bench:
         if finished.exit_code == 0 and set(stages) == set(step.stages):
             (part / "step.json").unlink()
             (part / "stages.json").unlink()
-            artifact = self.store.put(Artifact(path=part, **made), step)
+            try:
+                artifact = self.store.put(Artifact(path=part, **made), step)
+            except OSError as problem:
+                reason = f"{part}: {step.title} was made but could not be kept ({problem.strerror}). {FREE_SPACE}"
+                self._fail(step, logs, part, {"kind": "failed", "reason": reason}, {**made, "stages": {}})
+                return None
             shutil.copyfile(artifact.file("log.txt"), logs / "log.txt")
             return artifact
         reached = f"after {list(stages)[-1]!r}" if stages else "before its first stage"
@@ -152,11 +159,11 @@ class Bench:
         self, step: Step, logs: Path, part: Path, told: dict[str, Any], made: dict[str, Any] | None = None
     ) -> None:
         """Remember the failure for this run, keep the log, and leave nothing half-made behind."""
-        if (part / "log.txt").exists():
-            shutil.copyfile(part / "log.txt", logs / "log.txt")
-        else:
-            (logs / "log.txt").write_text(told["reason"] + "\n", encoding="utf-8")
+        log = part / "log.txt"
+        text = log.read_bytes() if log.exists() else told["reason"].encode()
+        # First the half-made outputs go: they may be what filled the disk.
         shutil.rmtree(part, ignore_errors=True)
+        (logs / "log.txt").write_bytes(text)
         nothing = {"digest": step.digest, "step": step.title, "stages": {}, "run": self.run.name}
         artifact = made or {**nothing, "seconds": 0.0, "peak_rss_bytes": 0}
         write_json(logs / "failure.json", {**told, "artifact": artifact})

@@ -44,7 +44,8 @@ def run(
         OSError: the program cannot be started.
     """
     started = time.monotonic()
-    with log.open("ab") as file:
+    # Unbuffered: a buffer that a full disk refused would raise again when the file is closed.
+    with log.open("ab", buffering=0) as file:
         child = subprocess.Popen(
             command,
             cwd=cwd,
@@ -87,12 +88,19 @@ def _kill_group(group: int) -> None:
 
 
 def _copy_capped(pipe: IO[bytes], file: IO[bytes]) -> None:
+    # On a full disk the log ends early, but the pipe is still emptied: a child must not hang on its own output.
+    with contextlib.suppress(OSError):
+        _copy(pipe, file)
+    while os.read(pipe.fileno(), _CHUNK_BYTES):
+        pass
+
+
+def _copy(pipe: IO[bytes], file: IO[bytes]) -> None:
     written, dropped = 0, 0
     tail: deque[bytes] = deque(maxlen=LOG_TAIL_CHUNKS)
     while chunk := os.read(pipe.fileno(), _CHUNK_BYTES):
         if written < LOG_HEAD_BYTES:
             file.write(chunk)
-            file.flush()
             written += len(chunk)
         else:
             dropped += len(chunk)

@@ -157,7 +157,7 @@ def write_json(path: Path, data: object) -> None:
     """Write `data` to `path` whole or not at all: to a neighbour first, then renamed."""
     part = path.with_name(f".{path.name}.part")
     with part.open("w", encoding="utf-8") as file:
-        json.dump(data, file, ensure_ascii=False, indent=2, sort_keys=True, default=str)
+        json.dump(data, file, ensure_ascii=False, indent=2, default=str)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

@@ -50,15 +50,13 @@ def _row(run: Run, gate: Judged, guides: dict[str, Gate]) -> dict[str, Any]:
 
 def performance(run: Run) -> list[dict[str, Any]]:
     """Speed and memory of every gate that ran a model. A cell that nobody measured stays empty."""
-    names = ("load_seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_host_bytes")
+    speeds = ("load_seconds", "prefill_tokens_per_second", "decode_tokens_per_second")
+    names = (*speeds, "peak_host_bytes", "peak_device_bytes")
     rows = []
     for gate in run.gates:
         facts = gate.outcome.facts
         if "decode_tokens_per_second" in facts:
-            row = {name: facts.get(name) for name in names}
-            row["peak_host_bytes"] = max([use.peak_rss_bytes for use in gate.outcome.steps], default=None)
-            row["peak_device_bytes"] = facts.get("peak_device_bytes")
-            rows.append({"subject": subject(gate), **row})
+            rows.append({"subject": subject(gate), **{name: facts.get(name) for name in names}})
     return rows
 
 

@@ -9,6 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from assay.bench import FREE_SPACE
 from assay.errors import AssayError
 from assay.workers import Work
 
@@ -27,8 +28,7 @@ def main(folder: Path) -> int:
     except OSError as problem:
         traceback.print_exc()
         if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            fix = "Free some space, or set ASSAY_CACHE to a folder on a larger disk."
-            return _tell(folder, "failed", f"{folder}: the disk is full ({problem.strerror}). {fix}")
+            return _tell(folder, "failed", f"{folder}: the disk is full ({problem.strerror}). {FREE_SPACE}")
         return _tell(folder, "failed", f"{type(problem).__name__}: {problem}")
     except Exception as problem:
         traceback.print_exc()

@@ -56,7 +56,8 @@ def mount(work: Work, *, base: str, adapter: str, base_nf4: str, prompts: str, m
 
     started = time.monotonic()
     model, tokenizer, device = _load_nf4(base)
-    work.stage("load", device=device, load_seconds=round(time.monotonic() - started, 3))
+    load_seconds = round(time.monotonic() - started, 3)
+    work.stage("load", device=device, load_seconds=load_seconds)
 
     started = time.monotonic()
     model = PeftModel.from_pretrained(model, adapter, adapter_name="candidate")
@@ -95,6 +96,7 @@ def mount(work: Work, *, base: str, adapter: str, base_nf4: str, prompts: str, m
     work.stage(
         "generate",
         answers=answers,
+        load_seconds=load_seconds,
         prefill_tokens_per_second=round(sum(a["prompt_tokens"] for a in answers.values()) / prefill_seconds, 2),
         decode_tokens_per_second=round(decoded / decode_seconds, 2) if decode_seconds else None,
         **_peaks(device),

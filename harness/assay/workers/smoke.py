@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ def llama_cli(
     tool_deadline_seconds: float,
 ) -> None:
     """One process and one turn a prompt. llama-cli does not tell what ended an answer, so none counts as truncated."""
+    # It does not tell how long it loads either: a turn of one token is start, load and next to nothing else.
+    started = time.monotonic()
+    ask_llama_cli(
+        Toolchain(path=Path(toolchain)),
+        Path(q4) / Q4,
+        "Hello",
+        answer=work.folder / "answer-of-one-token.txt",
+        max_new_tokens=1,
+        deadline_seconds=tool_deadline_seconds,
+    )
+    load_seconds = time.monotonic() - started
     answers = {}
     for name, text in read_prompts(prompts).items():
         answer = ask_llama_cli(
@@ -39,6 +51,8 @@ def llama_cli(
     work.stage(
         "generate",
         answers=answers,
+        load_seconds=round(load_seconds, 3),
+        peak_host_bytes=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
         prefill_tokens_per_second=_middle([answer["prefill_tokens_per_second"] for answer in answers.values()]),
         decode_tokens_per_second=_middle([answer["decode_tokens_per_second"] for answer in answers.values()]),
     )
@@ -58,7 +72,7 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
     template = model.metadata.get("tokenizer.chat_template")
     work.stage(
         "load",
-        load_seconds=round(time.monotonic() - started, 3),
+        load_seconds=(load_seconds := round(time.monotonic() - started, 3)),
         chat_format=model.chat_format,
         chat_template_present=template is not None,
     )
@@ -105,6 +119,7 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
     work.stage(
         "generate",
         answers=answers,
+        load_seconds=load_seconds,
         prefill_tokens_per_second=round(prefill_tokens / prefill_seconds, 2) if prefill_seconds else None,
         decode_tokens_per_second=round(decoded / decode_seconds, 2) if decode_seconds else None,
         peak_host_bytes=host_peak_bytes(),

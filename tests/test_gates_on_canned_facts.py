@@ -1,0 +1,324 @@
+"""Each gate, as the pure function of facts that it is: healthy facts pass, and every way of being broken fails it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import test_bnb
+import test_gguf
+from assay.bases import Base
+from assay.bench import Bench
+from assay.candidate import Adapter, Candidate
+from assay.errors import Inconclusive
+from assay.gate import gate_of
+from assay.step import Step
+from assay.steps import Prompts
+from assay.store import Artifact
+from assay.toolchain import Toolchain
+
+ANSWERS = {
+    "p": {
+        "text": "C = εA/d",
+        "kind": "ok",
+        "errors": [],
+        "answer_found": True,
+        "prompt_is_the_templates": True,
+        "p_end_at_first_position": 0.5,
+    }
+}
+HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
+    "bnb.load": {
+        "load": {
+            "layers_wrongly_left": [],
+            "layers_expected_in_4bit": 210,
+            "quantization_types": ["nf4"],
+            "double_quantization": True,
+            "compute_dtypes": ["bfloat16"],
+            "weight_bytes": 100,
+            "weight_bytes_predicted": 99,
+        },
+        "forward": {"logits": 10, "logits_not_finite": 0},
+    },
+    "adapter.inspect": {
+        "inspect": {
+            "peft_type": "LORA",
+            "adapted_modules": 2,
+            "saved_modules": [],
+            "tensors_not_finite": [],
+            "modules_with_one_half": [],
+            "modules_that_misfit": [],
+            "modules_not_in_base": [],
+            "unknown_tensors": [],
+            "modules_without_effect": [],
+            "base_model_name_or_path": "someone/Tiny",
+        }
+    },
+    "bnb.mount": {
+        "load": {},
+        "mount": {
+            "tensors_in_file": 4,
+            "tensors_not_consumed": [],
+            "tensors_missing_in_file": [],
+            "tensors_changed_on_the_way": [],
+            "logits_not_finite": 0,
+            "largest_logit_change": 1.5,
+            "largest_logit_change_by_zero_adapter": 0.0,
+            "cosine_of_base_before_and_after_mounting": 1.0,
+        },
+        "generate": {"answers": ANSWERS},
+    },
+    "canary.sing": {
+        "all": {
+            "converter_present": True,
+            "quantized_types": {"Q4_K": 3},
+            "wanted_song": "aaaa",
+            "llama_cli_song": "aaaa",
+            "llama_cpp_python_song": "aaaa",
+            "same_libraries": True,
+            "llama_cli_commit": "0c1e570",
+            "library_commit": "0c1e570",
+            "wanted_commit": "0c1e570",
+            "llama_cpp_python_release": "0.3.36",
+            "wanted_release": "0.3.36",
+        }
+    },
+    "merge.fold": {
+        "compare": {
+            "tensors_missing": [],
+            "tensors_extra": [],
+            "dtypes": ["BF16"],
+            "tensors_not_finite": [],
+            "targeted_unchanged": [],
+            "others_changed": [],
+            "tensors_targeted": 2,
+            "largest_absolute_value": 9.0,
+            "largest_absolute_value_in": "w",
+        }
+    },
+    "gguf.convert": {
+        "all": {
+            "tensors_missing": [],
+            "tensors_extra": [],
+            "tensors_unmapped": [],
+            "parameters": 1000,
+            "source_parameters": 1000,
+            "tensors_not_finite": [],
+            "file_type": "MOSTLY_F16",
+            "chat_template_present": True,
+            "chat_template_equal": True,
+            "eos_token_id": 2,
+            "source_eos_token_id": 2,
+            "logits_not_finite": 0,
+        }
+    },
+    "gguf.quantize": {
+        "all": {
+            "file_type": "MOSTLY_Q4_K_M",
+            "tensors_missing": [],
+            "tensors_extra": [],
+            "tensors_with_another_shape": [],
+            "fallbacks_unforced": [],
+            "fallbacks_forced_by_shape": ["blk.0 Q5_0 (row of 576)"],
+            "file_bytes": 10,
+            "source_bytes": 30,
+        }
+    },
+    "smoke.llama_cli": {"generate": {"answers": ANSWERS}},
+    "smoke.llama_cpp_python": {
+        "load": {"chat_template_present": True, "chat_format": "chat_template.default"},
+        "generate": {"answers": ANSWERS},
+    },
+}
+
+BASE = Base(id="mirror/tiny", revision=None, path=Path("base"))
+ADAPTER = Adapter(name="style", source="adapter")
+ARTIFACT = Artifact(path=Path("a"), digest="0", step="s", stages={}, run="r", seconds=0.0, peak_rss_bytes=0)
+TOOLCHAIN = Toolchain(path=Path("toolchain"))
+
+
+class CannedBench:
+    """Has every artifact already, with the facts given."""
+
+    def __init__(self, facts: dict[str, dict[str, dict[str, Any]]]) -> None:
+        self.canned = facts
+
+    def make(self, step: Step, stage: str | None = None) -> Artifact:
+        return Artifact(**{**vars(ARTIFACT), "stages": self.canned[step.worker]})
+
+
+@pytest.fixture(autouse=True)
+def inputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Inputs that exist by name only: a canned bench does not look at them."""
+    monkeypatch.setattr(test_gguf, "find_toolchain", lambda: TOOLCHAIN)
+    monkeypatch.setattr(TOOLCHAIN.__class__, "_facts", {"bin": ".", "source": "."})
+    monkeypatch.setattr(Adapter, "path", tmp_path)
+    monkeypatch.setattr(Adapter, "digest", "digest")
+
+
+def judge(gate: Callable[..., Any], facts: dict[str, dict[str, dict[str, Any]]]) -> None:
+    candidate = Candidate(name="c", base_spec="mirror/tiny", revision=None, adapters=(ADAPTER,), folder=Path())
+    candidate.__dict__["base"] = BASE
+    given = {
+        "bench": cast(Bench, CannedBench(facts)),
+        "candidate": candidate,
+        "base": BASE,
+        "adapter": ADAPTER,
+        "sound_adapter": ADAPTER,
+        "base_nf4": ARTIFACT,
+        "mounted": ARTIFACT,
+        "merged": ARTIFACT,
+        "f16": ARTIFACT,
+        "q4": ARTIFACT,
+        "prompts": Prompts(path=Path("prompts")),
+        "toolchain": TOOLCHAIN,
+    }
+    wanted = gate.__code__.co_varnames[: gate.__code__.co_argcount]
+    gate(**{name: given[name] for name in wanted})
+
+
+def broken(worker: str, fact: str, value: object) -> dict[str, dict[str, dict[str, Any]]]:
+    facts: dict[str, dict[str, dict[str, Any]]] = json.loads(json.dumps(HEALTHY))
+    stages = facts[worker]
+    home = next((stage for stage in stages.values() if fact in stage), None)
+    if home is None:
+        home = next(stage for stage in stages.values() if "answers" in stage)["answers"]["p"]
+    assert fact in home, fact
+    home[fact] = value
+    return facts
+
+
+ALL = [
+    function for module in (test_bnb, test_gguf) for function in vars(module).values() if gate_of(function) is not None
+]
+
+
+@pytest.mark.parametrize("gate", ALL, ids=lambda gate: gate.__name__)
+def test_healthy_facts_pass(gate: Callable[..., Any]) -> None:
+    judge(gate, HEALTHY)
+
+
+CASES: list[tuple[Callable[..., Any], str, str, object, str]] = [
+    (test_bnb.test_base_quant_load, "bnb.load", "layers_wrongly_left", ["l.0"], "1 of 210 linear layers are not 4-bit"),
+    (test_bnb.test_base_quant_load, "bnb.load", "layers_expected_in_4bit", 0, "not 4-bit at all"),
+    (test_bnb.test_base_quant_load, "bnb.load", "quantization_types", ["fp4"], "nf4 wanted"),
+    (test_bnb.test_base_quant_load, "bnb.load", "double_quantization", False, "lack double quantization"),
+    (test_bnb.test_base_quant_load, "bnb.load", "compute_dtypes", ["float32"], "bfloat16 wanted"),
+    (test_bnb.test_base_quant_load, "bnb.load", "weight_bytes", 102, "the shapes predict 99"),
+    (test_bnb.test_base_quant_load, "bnb.load", "logits_not_finite", 1, "NaN or inf"),
+    (test_bnb.test_lora_mount, "adapter.inspect", "peft_type", "IA3", "Assay judges LoRA"),
+    (test_bnb.test_lora_mount, "adapter.inspect", "adapted_modules", 0, "no lora_A"),
+    (test_bnb.test_lora_mount, "adapter.inspect", "tensors_not_finite", ["x"], "hold NaN or inf"),
+    (test_bnb.test_lora_mount, "adapter.inspect", "modules_with_one_half", ["x"], "only one of"),
+    (test_bnb.test_lora_mount, "adapter.inspect", "modules_that_misfit", ["x: 3×4"], "made for another base"),
+    (test_bnb.test_lora_mount, "adapter.inspect", "modules_not_in_base", ["x"], "belong to nothing"),
+    (test_bnb.test_lora_mount, "adapter.inspect", "unknown_tensors", ["x"], "belong to nothing"),
+    (test_bnb.test_lora_mount, "adapter.inspect", "modules_without_effect", ["x", "y"], "does nothing"),
+    (test_bnb.test_lora_mount, "bnb.mount", "tensors_not_consumed", ["x"], "dropped in silence"),
+    (test_bnb.test_lora_mount, "bnb.mount", "tensors_missing_in_file", ["x"], "not in the file"),
+    (test_bnb.test_lora_mount, "bnb.mount", "tensors_changed_on_the_way", ["x"], "other values"),
+    (test_bnb.test_lora_mount, "bnb.mount", "logits_not_finite", 3, "NaN or inf with the adapter"),
+    (test_bnb.test_lora_mount, "bnb.mount", "largest_logit_change", 0.0, "changes no logit"),
+    (test_bnb.test_lora_mount, "bnb.mount", "largest_logit_change", None, "changes no logit"),
+    (test_bnb.test_lora_mount, "bnb.mount", "largest_logit_change_by_zero_adapter", 0.1, "zero adapter moves"),
+    (test_bnb.test_lora_mount, "bnb.mount", "cosine_of_base_before_and_after_mounting", 0.9, "is not the base"),
+    (test_bnb.test_lora_mount, "bnb.mount", "cosine_of_base_before_and_after_mounting", None, "cannot be compared"),
+    *[
+        (test_bnb.test_generate_non_empty, "bnb.mount", "kind", kind, f"the answer is {kind}")
+        for kind in ("empty", "special-only", "white-space", "think-only", "degenerate")
+    ],
+    (test_bnb.test_generate_non_empty, "bnb.mount", "answers", {}, "no prompt was answered"),
+    (test_gguf.test_toolchain_ready, "canary.sing", "converter_present", False, "is missing"),
+    (test_gguf.test_toolchain_ready, "canary.sing", "quantized_types", {"F16": 9}, "no Q4_K tensor"),
+    (test_gguf.test_toolchain_ready, "canary.sing", "llama_cli_song", "", "llama_cli computes wrongly"),
+    (test_gguf.test_toolchain_ready, "canary.sing", "llama_cpp_python_song", "b", "llama_cpp_python computes wrongly"),
+    (test_gguf.test_toolchain_ready, "canary.sing", "same_libraries", False, "other libraries"),
+    (test_gguf.test_toolchain_ready, "canary.sing", "library_commit", "abc", "version skew"),
+    (test_gguf.test_toolchain_ready, "canary.sing", "wanted_commit", "abc", "version skew"),
+    (test_gguf.test_toolchain_ready, "canary.sing", "llama_cpp_python_release", "0.3.1", "version skew"),
+    (test_gguf.test_merge, "merge.fold", "tensors_missing", ["x"], "are missing"),
+    (test_gguf.test_merge, "merge.fold", "tensors_extra", ["x"], "not in the base"),
+    (test_gguf.test_merge, "merge.fold", "dtypes", ["F16"], "BF16 wanted"),
+    (test_gguf.test_merge, "merge.fold", "tensors_not_finite", ["x"], "NaN or inf"),
+    (test_gguf.test_merge, "merge.fold", "targeted_unchanged", ["x"], "still the base's"),
+    (test_gguf.test_merge, "merge.fold", "others_changed", ["x"], "does not touch"),
+    (test_gguf.test_merge, "merge.fold", "largest_absolute_value", 7e4, "inf in F16"),
+    (test_gguf.test_convert_f16, "gguf.convert", "tensors_missing", ["x"], "not in the GGUF"),
+    (test_gguf.test_convert_f16, "gguf.convert", "tensors_extra", ["x"], "come from nowhere"),
+    (test_gguf.test_convert_f16, "gguf.convert", "parameters", 900, "900 parameters in the GGUF"),
+    (test_gguf.test_convert_f16, "gguf.convert", "tensors_not_finite", ["x"], "overflowed F16"),
+    (test_gguf.test_convert_f16, "gguf.convert", "file_type", "ALL_F32", "MOSTLY_F16 wanted"),
+    (test_gguf.test_convert_f16, "gguf.convert", "chat_template_present", False, "no chat template"),
+    (test_gguf.test_convert_f16, "gguf.convert", "chat_template_equal", False, "not the one"),
+    (test_gguf.test_convert_f16, "gguf.convert", "eos_token_id", 0, "ends at token 0"),
+    (test_gguf.test_convert_f16, "gguf.convert", "logits_not_finite", 1, "NaN or inf"),
+    (test_gguf.test_quantize_q4, "gguf.quantize", "file_type", "MOSTLY_Q4_0", "MOSTLY_Q4_K_M wanted"),
+    (test_gguf.test_quantize_q4, "gguf.quantize", "tensors_missing", ["x"], "in name or shape"),
+    (test_gguf.test_quantize_q4, "gguf.quantize", "tensors_extra", ["x"], "in name or shape"),
+    (test_gguf.test_quantize_q4, "gguf.quantize", "tensors_with_another_shape", ["x"], "in name or shape"),
+    (test_gguf.test_quantize_q4, "gguf.quantize", "fallbacks_unforced", ["x"], "multiples of 256"),
+    (test_gguf.test_quantize_q4, "gguf.quantize", "file_bytes", 30, "not smaller"),
+    (
+        test_gguf.test_llama_cli_smoke,
+        "smoke.llama_cli",
+        "errors",
+        ["Error: request (631 tokens) exceeds"],
+        "exits with 0",
+    ),
+    (test_gguf.test_llama_cli_smoke, "smoke.llama_cli", "answer_found", False, "no answer in"),
+    (test_gguf.test_llama_cli_smoke, "smoke.llama_cli", "kind", "degenerate", "the answer is degenerate"),
+    (test_gguf.test_llama_cli_smoke, "smoke.llama_cli", "answers", {}, "no prompt was answered"),
+    (test_gguf.test_llama_cpp_python_smoke, "smoke.llama_cpp_python", "chat_template_present", False, "is a fallback"),
+    (
+        test_gguf.test_llama_cpp_python_smoke,
+        "smoke.llama_cpp_python",
+        "prompt_is_the_templates",
+        False,
+        "another prompt",
+    ),
+    (test_gguf.test_llama_cpp_python_smoke, "smoke.llama_cpp_python", "kind", "empty", "the answer is empty"),
+]
+
+
+@pytest.mark.parametrize(
+    ("gate", "worker", "fact", "value", "said"),
+    CASES,
+    ids=[f"{case[0].__name__}-{case[2]}-{case[3]}" for case in CASES],
+)
+def test_a_broken_fact_fails_its_gate(
+    gate: Callable[..., Any], worker: str, fact: str, value: object, said: str
+) -> None:
+    with pytest.raises(AssertionError, match=said.replace("(", r"\(")):
+        judge(gate, broken(worker, fact, value))
+
+
+def test_every_gate_has_a_broken_fact() -> None:
+    assert {gate_of(case[0]) for case in CASES} == {gate_of(function) for function in ALL}
+
+
+def test_an_adapter_trained_on_another_name_is_inconclusive() -> None:
+    facts = broken("adapter.inspect", "base_model_name_or_path", "unsloth/other-8b")
+    with pytest.raises(Inconclusive, match="--trained-on 'unsloth/other-8b'"):
+        judge(test_bnb.test_lora_mount, facts)
+
+
+def test_the_users_word_settles_an_adapters_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = broken("adapter.inspect", "base_model_name_or_path", "unsloth/other-8b")
+    monkeypatch.setitem(globals(), "ADAPTER", Adapter(name="style", source="a", trained_on="unsloth/other-8b"))
+    judge(test_bnb.test_lora_mount, facts)
+
+
+def test_a_recorded_base_is_compared_by_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Base, "digest", "f00")
+    monkeypatch.setitem(globals(), "ADAPTER", Adapter(name="style", source="a", recorded_base="bad"))
+    with pytest.raises(AssertionError, match="was trained on a base with digest bad"):
+        judge(test_bnb.test_lora_mount, HEALTHY)
+
+
+def test_an_adapter_that_changed_since_training_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ADAPTER", Adapter(name="style", source="a", recorded_digest="other"))
+    with pytest.raises(AssertionError, match="not the adapter that candidate"):
+        judge(test_bnb.test_lora_mount, HEALTHY)

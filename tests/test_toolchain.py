@@ -1,0 +1,76 @@
+"""The toolchain is found or its absence explained; a build of the user's is taken as it is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from assay import paths, toolchain
+from assay.errors import AssayError, InputError, Unavailable
+
+
+def test_a_toolchain_that_is_not_built_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path))
+    monkeypatch.delenv("ASSAY_LLAMA_CPP", raising=False)
+    with pytest.raises(Unavailable, match="nox -s toolchain"):
+        toolchain.find_toolchain()
+
+
+def test_no_compiler_is_one_sentence_before_anything_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    shown: list[str] = []
+    with pytest.raises(AssayError, match=r"No C\+\+ compiler found"):
+        toolchain.build_toolchain(cuda=False, show=lambda done, doing: shown.append(doing))
+    assert shown == []
+    assert [path.name for path in (tmp_path / "toolchains").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_the_build_is_named_by_pin_flags_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = toolchain._home(toolchain._flags(cuda=False))
+    assert toolchain._home(toolchain._flags(cuda=True)) != here
+    monkeypatch.setattr("assay.machine.cpu_flags", lambda: ["sse2"])
+    assert toolchain._home(toolchain._flags(cuda=False)) != here
+
+
+@pytest.mark.parametrize("there", [[], ["build/bin/llama-quantize"]])
+def test_a_folder_without_a_build_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: list[str]) -> None:
+    for name in there:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.setenv("ASSAY_LLAMA_CPP", str(tmp_path))
+    with pytest.raises(InputError, match=r"no convert_hf_to_gguf\.py" if there else "no llama-quantize"):
+        toolchain.find_toolchain()
+
+
+def test_a_build_of_the_users_is_used_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASSAY_LLAMA_CPP", raising=False)
+    own = toolchain.find_toolchain()
+    checkout = tmp_path / "llama.cpp"
+    shutil.copytree(own.bin, checkout / "build" / "bin", symlinks=True)
+    for path in own.source.iterdir():
+        (checkout / path.name).symlink_to(path)
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ASSAY_LLAMA_CPP", str(checkout))
+    adopted = toolchain.find_toolchain()
+    assert (adopted.bin, adopted.source, adopted.commit) == (checkout / "build" / "bin", checkout, None)
+    assert (adopted.binding / "llama_cpp" / "__init__.py").exists()
+
+
+def test_a_changed_program_changes_the_digest(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(toolchain.find_toolchain().path, tmp_path / "copy", symlinks=True))
+    before = toolchain.Toolchain(path=copy).digest
+    assert before == toolchain.find_toolchain().digest
+    shutil.copyfile("/bin/false", copy / "bin" / "llama-quantize")
+    assert toolchain.Toolchain(path=copy).digest != before
+
+
+def test_the_pin_is_whole() -> None:
+    pin = toolchain.pin()
+    assert len(pin["sha256"]) == 64
+    assert (pin["package"], pin["release"]) == ("llama-cpp-python", "0.3.36")
+    assert paths.PIN.exists()
