@@ -1,4 +1,4 @@
-"""The real workers on a small Qwen3 whose rows are multiples of 256: what is broken is named, what is healthy passes."""
+"""The real workers on a small Qwen3 whose rows are multiples of 256: what is broken is named."""
 
 from __future__ import annotations
 
