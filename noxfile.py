@@ -41,10 +41,11 @@ def run(session: nox.Session, *command: object) -> None:
 def gates(session: nox.Session) -> None:
     """Judge a candidate on every route. Arguments go to pytest: `-- --base BASE --adapter NAME=WHERE`."""
     python = environment(session)
-    run(session, python, "-m", "assay", "toolchain")
+    # Without a toolchain the gguf gates say so themselves; the others can still be judged.
+    session.run(str(python), "-m", "assay", "toolchain", external=True, success_codes=[0, 2])
     given = any(argument.split("=")[0] in CANDIDATE_OPTIONS for argument in session.posargs)
-    if not given and not QUICKSTART.exists():
-        run(session, python, "-m", "train", "quickstart")
+    if not given and not QUICKSTART.exists() and subprocess.call([python, "-m", "train", "quickstart"]):
+        sys.exit(2)
     # The run is named here, so that the verdict is this run's and never that of an older one.
     folder = HERE / "reports" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-gates"
     arguments = [*session.posargs]

@@ -13,7 +13,7 @@ from assay.store import Artifact
 
 
 def base_is_usable(candidate: Candidate) -> Base:
-    """The base is there: safetensors, a tokenizer, one chat template, not quantized, no remote code."""
+    """The base is there: safetensors, a tokenizer, one chat template, not quantized."""
     return candidate.base
 
 
@@ -37,6 +37,8 @@ def test_base_quant_load(bench: Bench, candidate: Candidate) -> Artifact:
     assert facts["quantization_types"] == ["nf4"], f"quantized as {facts['quantization_types']}, nf4 wanted"
     assert facts["double_quantization"], "some layers lack double quantization"
     assert facts["compute_dtypes"] == ["bfloat16"], f"computes in {facts['compute_dtypes']}, bfloat16 wanted"
+    left, share = facts["matrices_left_in_16_bit"], facts["matrices_left_bytes"] / facts["weight_bytes"]
+    assert share <= 0.05, f"{len(left)} matrices are not 4-bit and hold {share:.0%} of all bytes: {left[:3]}"
     seen, predicted = facts["weight_bytes"], facts["weight_bytes_predicted"]
     assert seen <= 1.02 * predicted, f"weights take {seen:,} bytes, the shapes predict {predicted:,}"
     assert facts["logits_not_finite"] == 0, f"{facts['logits_not_finite']} of {facts['logits']} logits are NaN or inf"
@@ -55,14 +57,15 @@ def adapter_is_sound(bench: Bench, base: Base, adapter: Adapter) -> Adapter:
     assert not half, f"{file}: {len(half)} modules have only one of lora_A and lora_B, {half[0]} first. Save it again"
     misfits = facts["modules_that_misfit"]
     assert not misfits, f"{file}: made for another base than {base.id}. {misfits[0]}"
-    strange = facts["modules_not_in_base"] + facts["unknown_tensors"]
+    strange = facts["modules_not_in_base"]
     assert not strange, (
-        f"{file}: {len(strange)} tensors belong to nothing in {base.id} and would be dropped in silence, {strange[0]} "
+        f"{file}: {len(strange)} adapted modules are not in {base.id} and would be dropped in silence, {strange[0]} "
         "first. Name the base it was trained on, or rename the keys"
     )
     idle = facts["modules_without_effect"]
-    assert len(idle) < facts["adapted_modules"] or facts["saved_modules"], (
-        f"{file}: every lora_B (or lora_A) is zero, so the adapter does nothing. It was saved before it was trained"
+    assert len(idle) <= facts["adapted_modules"] / 2, (
+        f"{file}: lora_B (or lora_A) is all zero in {len(idle)} of {facts['adapted_modules']} modules, so the adapter "
+        "does nothing there. It was saved before it was trained, or from one shard of the weights"
     )
     seen, known = adapter.digest, adapter.recorded_digest
     assert known in (None, seen), (
@@ -79,9 +82,7 @@ def _is_trained_on(base: Base, adapter: Adapter, recorded: str | None) -> None:
             f"{adapter.name} was trained on a base with digest {adapter.recorded_base[:12]}, this {base.id} has "
             f"{base.digest[:12]}. Name the base it was trained on"
         )
-    elif recorded and recorded.rstrip("/").rpartition("/")[2].lower() == base.id.rstrip("/").rpartition("/")[2].lower():
-        return
-    elif recorded is None or adapter.trained_on != recorded:
+    elif recorded is None or recorded not in (base.id, str(base.path), adapter.trained_on):
         raise Inconclusive(
             f"{adapter.path}/adapter_config.json says it was trained on {recorded!r}, this base is {base.id!r}. The "
             f"shapes fit, which does not make it the same model. If it is, say so: --trained-on {recorded or 'NAME'!r} "
@@ -90,7 +91,9 @@ def _is_trained_on(base: Base, adapter: Adapter, recorded: str | None) -> None:
 
 
 @gate("<adapter>_lora_mount_ok", per="adapter")
-def test_lora_mount(bench: Bench, base: Base, base_nf4: Artifact, adapter: Adapter, prompts: Prompts) -> Artifact:
+def test_lora_mount(
+    bench: Bench, base: Base, base_nf4: Artifact, adapter: Adapter, prompts: Prompts, max_new_tokens: int
+) -> Artifact:
     """All of the adapter, and nothing else, arrives in the 4-bit base and changes what it says.
 
     Why it matters: peft only warns about keys it lacks and says nothing of those it does not know; the model then runs
@@ -100,7 +103,8 @@ def test_lora_mount(bench: Bench, base: Base, base_nf4: Artifact, adapter: Adapt
     tensors and that the adapter was saved by peft for this architecture.
     """
     adapter_is_sound(bench, base, adapter)
-    mounted = bench.make(MountNf4(base=base, adapter=adapter, base_nf4=base_nf4, prompts=prompts), stage="mount")
+    step = MountNf4(base=base, adapter=adapter, base_nf4=base_nf4, prompts=prompts, max_new_tokens=max_new_tokens)
+    mounted = bench.make(step, stage="mount")
     facts = mounted.stages["mount"]
     dropped, missing = facts["tensors_not_consumed"], facts["tensors_missing_in_file"]
     assert not dropped, (
@@ -125,7 +129,13 @@ def test_lora_mount(bench: Bench, base: Base, base_nf4: Artifact, adapter: Adapt
 
 @gate("<adapter>_generate_non_empty", per="adapter")
 def test_generate_non_empty(
-    bench: Bench, base: Base, base_nf4: Artifact, adapter: Adapter, mounted: Artifact, prompts: Prompts
+    bench: Bench,
+    base: Base,
+    base_nf4: Artifact,
+    adapter: Adapter,
+    mounted: Artifact,
+    prompts: Prompts,
+    max_new_tokens: int,
 ) -> None:
     """The 4-bit base with the adapter answers every prompt with text.
 
@@ -135,7 +145,7 @@ def test_generate_non_empty(
     When it fails: `empty` with a P(end) near 1 means the end token was learned as the first one; `degenerate` with a
     finite loss most often means a wrong compute dtype; `think-only` means the thinking switch differs from training.
     """
-    step = MountNf4(base=base, adapter=adapter, base_nf4=base_nf4, prompts=prompts)
+    step = MountNf4(base=base, adapter=adapter, base_nf4=base_nf4, prompts=prompts, max_new_tokens=max_new_tokens)
     answers_are_text(bench.make(step, stage="generate").stages["generate"]["answers"])
 
 
@@ -144,6 +154,10 @@ def answers_are_text(answers: dict[str, dict[str, object]]) -> None:
     assert answers, "no prompt was answered"
     for name, answer in answers.items():
         kind, text = Kind(str(answer["kind"])), str(answer["text"])
+        if kind is Kind.THINK_ONLY and answer.get("ended_by") != "end token":
+            raise Inconclusive(
+                f"prompt {name!r}: still thinking when it was cut off. Allow more: --max-new-tokens 1024"
+            )
         end = answer.get("p_end_at_first_position")
         hint = f", P(end) at the first position {end:.3f}" if isinstance(end, float) else ""
         assert kind.is_text, f"prompt {name!r}: the answer is {kind.value}{hint}: {text[:120]!r}"

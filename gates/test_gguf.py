@@ -36,12 +36,21 @@ def test_toolchain_ready(bench: Bench) -> Toolchain:
             f"{tool} computes wrongly: the canary sang {song!r}, not {facts['wanted_song']!r}"
         )
     assert facts["same_libraries"], "llama-cpp-python loads other libraries than the ones beside llama-cli"
-    commit, library, wanted = facts["llama_cli_commit"], facts["library_commit"], facts["wanted_commit"]
-    assert commit == library, f"version skew: llama-cli is commit {commit}, the binding's libraries are {library}"
-    assert wanted in (None, commit), f"version skew: the tools are commit {commit}, pinned is {wanted}"
+    commit, wanted = facts["llama_cli_commit"], facts["wanted_commit"]
+    for part in ("library", "converter"):
+        other = facts[f"{part}_commit"]
+        assert other is None or _same_commit(other, commit), (
+            f"version skew: llama-cli is {commit}, the {part} is {other}"
+        )
+    assert wanted is None or _same_commit(wanted, commit), f"version skew: llama-cli is {commit}, pinned is {wanted}"
     seen, pinned = facts["llama_cpp_python_release"], facts["wanted_release"]
     assert seen == pinned, f"version skew: llama-cpp-python is {seen}, pinned is {pinned}"
     return toolchain
+
+
+def _same_commit(one: str, other: str | None) -> bool:
+    """Commits are reported in different lengths."""
+    return other is not None and (one.startswith(other) or other.startswith(one))
 
 
 @gate("merge_ok", per="adapter")
@@ -84,12 +93,12 @@ def test_convert_f16(bench: Bench, base: Base, adapter: Adapter, merged: Artifac
     facts = f16.facts
     missing = facts["tensors_missing"]
     assert not missing, f"{len(missing)} tensors of the checkpoint are not in the GGUF, {missing[0]} first"
-    extra = [
-        name for name in facts["tensors_extra"] if not name.startswith("rope_freqs") and not facts["tensors_unmapped"]
-    ]
-    assert not extra, f"{len(extra)} tensors of the GGUF come from nowhere, {extra[0]} first"
-    seen, wanted = facts["parameters"], facts["source_parameters"]
-    assert abs(seen - wanted) <= 1e-4 * wanted, f"{seen:,} parameters in the GGUF, {wanted:,} in the checkpoint"
+    # Exact: where the converter fuses tensors (experts) names do not match, but their number of weights does.
+    seen, wanted = facts["parameters"] - facts["parameters_computed"], facts["source_parameters"]
+    assert seen == wanted, (
+        f"{seen:,} parameters in the GGUF, {wanted:,} in the checkpoint. Unmatched there: "
+        f"{facts['tensors_unmapped'][:3]}, here: {facts['tensors_extra'][:3]}"
+    )
     bad = facts["tensors_not_finite"]
     assert not bad, f"{len(bad)} tensors hold NaN or inf, {bad[0]} first: a value overflowed F16. Convert with bf16"
     assert facts["file_type"] == "MOSTLY_F16", f"the file says {facts['file_type']}, MOSTLY_F16 wanted"
@@ -116,16 +125,20 @@ def test_quantize_q4(bench: Bench, base: Base, adapter: Adapter, f16: Artifact, 
     assert facts["file_type"] == "MOSTLY_Q4_K_M", f"the file says {facts['file_type']}, MOSTLY_Q4_K_M wanted"
     lost = facts["tensors_missing"] + facts["tensors_extra"] + facts["tensors_with_another_shape"]
     assert not lost, f"{len(lost)} tensors differ from the F16 file's in name or shape, {lost[0]} first"
-    unforced = facts["fallbacks_unforced"]
-    assert not unforced, (
-        f"{len(unforced)} tensors fell back though their rows are multiples of 256, {unforced[0]} first"
+    unforced, share = facts["fallbacks_unforced"], facts["unforced_share_of_weights"]
+    # llama.cpp keeps a few small tensors of some architectures in larger types on purpose.
+    assert share <= 0.05, (
+        f"{len(unforced)} tensors with rows that are multiples of 256, {share:.0%} of such weights, are no K-quant: "
+        f"{unforced[:3]}"
     )
     assert facts["file_bytes"] < facts["source_bytes"], "the quantized file is not smaller than its source"
     return q4
 
 
 @gate("llama_cli_smoke_ok", per="adapter")
-def test_llama_cli_smoke(bench: Bench, adapter: Adapter, q4: Artifact, prompts: Prompts, toolchain: Toolchain) -> None:
+def test_llama_cli_smoke(
+    bench: Bench, adapter: Adapter, q4: Artifact, prompts: Prompts, max_new_tokens: int, toolchain: Toolchain
+) -> None:
     """llama-cli answers every prompt from the Q4_K_M file with text.
 
     Why it matters: llama-cli exits with 0 when generation failed, and its output is never empty. Only the answer cut
@@ -134,7 +147,7 @@ def test_llama_cli_smoke(bench: Bench, adapter: Adapter, q4: Artifact, prompts: 
     When it fails: an answer after which it hangs waits for input (`--single-turn`, closed stdin); an `Error:` names its
     cause; nonsense with a healthy bnb route means the prompt or the file, so look at convert_f16_ok's facts.
     """
-    step = RunLlamaCli(adapter=adapter, q4=q4, prompts=prompts, toolchain=toolchain)
+    step = RunLlamaCli(adapter=adapter, q4=q4, prompts=prompts, max_new_tokens=max_new_tokens, toolchain=toolchain)
     answers = bench.make(step).facts["answers"]
     for name, answer in answers.items():
         assert not answer["errors"], f"prompt {name!r}: llama-cli says {answer['errors'][0]!r} and exits with 0"
@@ -144,7 +157,7 @@ def test_llama_cli_smoke(bench: Bench, adapter: Adapter, q4: Artifact, prompts: 
 
 @gate("llama_cpp_python_smoke_ok", per="adapter")
 def test_llama_cpp_python_smoke(
-    bench: Bench, adapter: Adapter, q4: Artifact, prompts: Prompts, toolchain: Toolchain
+    bench: Bench, adapter: Adapter, q4: Artifact, prompts: Prompts, max_new_tokens: int, toolchain: Toolchain
 ) -> None:
     """llama-cpp-python answers every prompt from the Q4_K_M file with text, through the model's own chat template.
 
@@ -153,7 +166,10 @@ def test_llama_cpp_python_smoke(
     When it fails: `Failed to load model` has its reason in the step's log; a prompt that is not the template's means
     pass `chat_format="chat_template.default"` or embed the template.
     """
-    facts = bench.make(RunLlamaCppPython(adapter=adapter, q4=q4, prompts=prompts, toolchain=toolchain)).facts
+    step = RunLlamaCppPython(
+        adapter=adapter, q4=q4, prompts=prompts, max_new_tokens=max_new_tokens, toolchain=toolchain
+    )
+    facts = bench.make(step).facts
     assert facts["chat_template_present"], f"no chat template in the file: {facts['chat_format']!r} is a fallback"
     for name, answer in facts["answers"].items():
         assert answer["prompt_is_the_templates"], (

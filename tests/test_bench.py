@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import os
 import resource
 import shutil
 import subprocess
+import sys
+import time
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +47,7 @@ def bench(tmp_path: Path, run: str, *, fresh: bool = False, deadline_seconds: fl
     return Bench(
         Store(tmp_path / "store"),
         tmp_path / run,
+        run,
         fresh=fresh,
         say=lambda line: None,
         deadline_seconds=deadline_seconds,
@@ -160,3 +166,56 @@ def test_a_result_that_cannot_be_kept_is_a_failure_and_not_a_result(
     with pytest.raises(StepFailed, match=r"could not be kept \(No space left on device\)\. Free"):
         bench(tmp_path, "one").make(step)
     assert not [path for path in (tmp_path / "store").iterdir() if path.suffix != ".lock"]
+
+
+def test_a_run_of_the_same_name_is_another_run(tmp_path: Path, step: InspectAdapter) -> None:
+    bench(tmp_path, "one").make(step)
+    namesake = Bench(Store(tmp_path / "store"), tmp_path / "one", "another", fresh=True, say=lambda line: None)
+    assert use(namesake, step).reused_from is None
+    assert namesake.make(step).run == "another"
+
+
+def test_a_step_ends_when_the_process_that_asked_for_it_is_killed(tmp_path: Path) -> None:
+    fifo = tmp_path / "adapter_config.json"
+    os.mkfifo(fifo)  # reading it blocks for ever: a step that never ends
+    (tmp_path / "step.json").write_text(
+        json.dumps({"worker": "adapter.inspect", "arguments": {"adapter": str(tmp_path), "base": str(tmp_path)}})
+    )
+    code = (
+        "import sys, pathlib; from assay import execution; here = pathlib.Path.cwd()\n"
+        "command = [sys.executable, '-m', 'assay.workers', str(here)]\n"
+        "execution.run(command, cwd=here, log=here / 'log', deadline_seconds=600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    worker = _wait_for(lambda: [pid for pid in _children(parent.pid) if "assay.workers" in _command(pid)])
+    parent.kill()
+    parent.wait()
+    _wait_for(lambda: ["gone"] if not _command(worker) else [])
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except FileNotFoundError:
+        return ""
+
+
+def _wait_for(found: Callable[[], list[Any]]) -> Any:
+    for _ in range(200):
+        if result := found():
+            return result[0]
+        time.sleep(0.1)
+    raise AssertionError("waited 20 s in vain")
+
+
+def test_every_step_has_a_lock_and_a_working_folder_of_its_own(tmp_path: Path, step: InspectAdapter) -> None:
+    store = Store(tmp_path / "store")
+    merge = Merge(base=step.base, adapter=step.adapter)
+    other = InspectAdapter(adapter=step.adapter, base=Base(id="c", revision=None, path=step.adapter.path))
+    steps = (step, merge, other)
+    assert len({store.lock(one).lock_file for one in steps}) == 3
+    assert len({store.new_folder(one) for one in steps}) == 3

@@ -29,7 +29,7 @@ def write(tmp_path: Path, data: object) -> Path:
 
 def test_a_candidate_file_is_read(tmp_path: Path) -> None:
     candidate = read_candidate(write(tmp_path, GOOD))
-    style = candidate.adapter("style")
+    (style,) = candidate.adapters
     assert (candidate.base_spec, style.source) == ("smollm2-135m-instruct", str(tmp_path / "adapter_style"))
     assert (style.recorded_digest, style.recorded_base) == ("def", "abc")
 
@@ -78,7 +78,7 @@ def test_a_wrong_adapter_option_is_explained(adapters: list[str], said: str) -> 
 def test_an_adapter_folder_is_looked_at_only_when_asked_for(tmp_path: Path) -> None:
     candidate = given_candidate("org/model", [f"style={tmp_path / 'none'}"], None, None)
     with pytest.raises(InputError, match="no such folder"):
-        _ = candidate.adapter("style").path
+        _ = candidate.adapters[0].path
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_half_an_adapter_is_refused(tmp_path: Path, remove: str, add: str, said:
     if add:
         (folder / add).write_bytes(b"\x80")
     with pytest.raises(InputError, match=said):
-        _ = given_candidate("org/model", [f"style={folder}"], None, None).adapter("style").digest
+        _ = given_candidate("org/model", [f"style={folder}"], None, None).adapters[0].digest
 
 
 def base_folder(tmp_path: Path) -> Path:
@@ -118,7 +118,6 @@ def test_a_base_folder_is_found_relative_to_the_candidate(tmp_path: Path) -> Non
     [
         ("chat_template.jinja", None, "no chat template"),
         ("config.json", None, "config.json: not found"),
-        ("config.json", '{"auto_map": {}}', "remote code"),
         ("config.json", '{"quantization_config": {"quant_method": "bitsandbytes"}}', "already quantized .bitsandbytes"),
         ("tokenizer.json", None, "no tokenizer.json"),
         ("model.safetensors", None, "safetensors expected, none found"),

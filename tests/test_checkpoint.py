@@ -76,9 +76,18 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
 
 def test_an_index_that_names_a_missing_tensor_is_refused(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "a.safetensors", {"w": np.ones(2)})
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "a", "v": "b"}}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": "a.safetensors", "v": "b.safetensors"}})
+    )
     with pytest.raises(InputError, match="names 1 tensors that no file has, v first"):
         read_folder(tmp_path)
+
+
+def test_only_the_files_that_transformers_loads_are_the_model(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "model-1.safetensors", {"w": np.ones(2)})
+    write_safetensors(tmp_path / "consolidated.safetensors", {"layers.w": np.ones(2), "w": np.zeros(2)})
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "model-1.safetensors"}}))
+    assert list(read_folder(tmp_path)) == ["w"]
 
 
 def test_a_broken_json_is_named_by_line_and_column(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_unchanged_everything_is_reused(workshop: Workshop, healthy: Run) -> Non
     _, run = workshop.gates("again")
     uses = [use for gate in run.gates for use in gate.outcome.steps]
     assert len(uses) >= len(run.gates)
-    assert {use.reused_from for use in uses} == {"healthy"}
+    assert {str(use.reused_from).partition("#")[0] for use in uses} == {"healthy"}
     assert run.verdict is Verdict.RELEASE
 
 
@@ -353,6 +353,23 @@ def test_a_wrong_option_is_one_sentence_and_no_run(workshop: Workshop, tmp_path:
     assert "Traceback" not in done.stderr
     assert not where.exists()
     assert subprocess.run([sys.executable, "-m", "assay", "verdict", str(where)], capture_output=True).returncode == 2
+
+
+def test_a_folder_with_an_old_record_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "gates.jsonl").write_text("an old record")
+    given = ["--base", EMBEDDED, "--adapter", "style=x", "--run", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "gates", *given], cwd=paths.REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 4
+    assert "not an empty folder" in done.stderr
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_what_cannot_be_judged_is_exit_code_2(tmp_path: Path) -> None:
+    for target in (tmp_path / "none", Path(__file__)):
+        done = subprocess.run([sys.executable, "-m", "assay", "verdict", str(target)], capture_output=True, text=True)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
 
 
 def test_run_json_is_there_before_the_first_gate(healthy: Run) -> None:

@@ -84,7 +84,7 @@ QUICKSTART = (RECIPES / "quickstart.toml").read_text()
         ("rank = 16", "r = 16", "[lora]: unknown key 'r'. Did you mean 'rank'"),
         ("epochs = 3\n", "", "the key 'epochs' is missing"),
         ("epochs = 3", "epochs = 0", "epochs = 0; a number above 0 expected"),
-        ("learning_rate = 5e-4", 'learning_rate = "5e-4"', "a number above 0 expected"),
+        ("learning_rate = 1e-3", 'learning_rate = "1e-3"', "a number above 0 expected"),
     ],
 )
 def test_a_wrong_recipe_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -137,7 +137,7 @@ def test_the_same_seed_gives_the_same_adapters(base: Base, tmp_path: Path) -> No
         made = sorted(path.name for path in (tmp_path / name / "tiny").iterdir())
         assert made == ["adapter_style", "candidate.json", "train_log.jsonl"]
         assert [path.name for path in (tmp_path / name).iterdir()] == ["tiny"], "nothing half-made is left"
-    first, second = (candidate.adapter("style") for candidate in candidates)
+    first, second = (candidate.adapters[0] for candidate in candidates)
     assert first.digest == second.digest == first.recorded_digest
     assert first.recorded_base == base.digest
     log = [json.loads(line) for line in (tmp_path / "one" / "tiny" / "train_log.jsonl").read_text().splitlines()]

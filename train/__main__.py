@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         from train.training import train
 
         candidate = train(recipe, arguments.out)
-    except AssayError as problem:
+    except (AssayError, OSError) as problem:
         print(f"train: {problem}", file=sys.stderr)
         return 2
     print(f"Candidate: {candidate}")

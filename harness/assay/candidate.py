@@ -6,11 +6,10 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from assay.bases import Base, find_base, from_hub
-from assay.checkpoint import Tensor, read_header, read_json
-from assay.errors import InputError, refuse_unknown_keys
+from assay.checkpoint import read_json
+from assay.errors import AssayError, InputError, refuse_unknown_keys
 from assay.step import digest_files
 
 CONFIG = "adapter_config.json"
@@ -40,7 +39,8 @@ class Adapter:
         """
         folder = Path(self.source)
         if not folder.is_dir():
-            if folder.is_absolute() or not re.fullmatch(r"[\w.-]+/[\w.-]+", self.source):
+            looks_local = self.source.startswith((".", "/", "~"))
+            if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", self.source):
                 raise InputError(f"{folder}: no such folder. An adapter is a folder with {CONFIG} and {WEIGHTS}.")
             folder = from_hub(self.source, None, ["adapter_*"])
         if not (folder / CONFIG).exists():
@@ -56,14 +56,6 @@ class Adapter:
     def digest(self) -> str:
         return digest_files(self.path, [CONFIG, WEIGHTS])
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return read_json(self.path / CONFIG)
-
-    @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        return read_header(self.path / WEIGHTS)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -75,12 +67,24 @@ class Candidate:
     """What relative paths are relative to."""
 
     @cached_property
-    def base(self) -> Base:
-        """The base model, found when first asked for. Raises InputError."""
-        return find_base(self.base_spec, self.revision, self.folder)
+    def _base(self) -> Base | AssayError:
+        """A base that cannot be had is remembered too: nine gates need not wait nine times for a hub that is down."""
+        try:
+            return find_base(self.base_spec, self.revision, self.folder)
+        except AssayError as problem:
+            return problem
 
-    def adapter(self, name: str) -> Adapter:
-        return next(adapter for adapter in self.adapters if adapter.name == name)
+    @property
+    def base(self) -> Base:
+        """The base model, found when first asked for.
+
+        Raises:
+            InputError: it cannot be used.
+            Unavailable: the embedded base cannot be made on this machine.
+        """
+        if isinstance(self._base, AssayError):
+            raise self._base
+        return self._base
 
 
 def read_candidate(file: Path) -> Candidate:

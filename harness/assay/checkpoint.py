@@ -97,19 +97,21 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         seen = f"only pickles ({', '.join(pickles)}), which can run code when loaded" if pickles else "none"
         raise InputError(f"{folder}: safetensors expected, {seen} found. Save it again with safetensors.")
+    # As transformers chooses: the index's files, else model.safetensors. Others may lie beside them (consolidated.*).
+    index = folder / "model.safetensors.index.json"
+    named: dict[str, str] = read_json(index).get("weight_map", {}) if index.exists() else {}
+    if named:
+        files = [folder / name for name in sorted(set(named.values())) if (folder / name).exists()]
+    elif folder / "model.safetensors" in files:
+        files = [folder / "model.safetensors"]
     tensors: dict[str, Tensor] = {}
     for file in files:
         for name, tensor in read_header(file).items():
             if name in tensors:
                 raise InputError(f"{folder}: {name} is in both {tensors[name].file.name} and {file.name}. Remove one.")
             tensors[name] = tensor
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        named = set(read_json(index).get("weight_map", {}))
-        if lacking := sorted(named - set(tensors)):
-            raise InputError(
-                f"{folder}: {index.name} names {len(lacking)} tensors that no file has, {lacking[0]} first."
-            )
+    if lacking := sorted(set(named) - set(tensors)):
+        raise InputError(f"{folder}: {index.name} names {len(lacking)} tensors that no file has, {lacking[0]} first.")
     return tensors
 
 
@@ -139,8 +141,11 @@ def chat_template(folder: Path) -> str:
     config = folder / "tokenizer_config.json"
     embedded = read_json(config).get("chat_template") if config.exists() else None
     if isinstance(embedded, list):
-        embedded = next((entry["template"] for entry in embedded if entry.get("name") == "default"), None)
-    own = file.read_text(encoding="utf-8") if file.exists() else None
+        embedded = next((entry.get("template") for entry in embedded if entry.get("name") == "default"), None)
+    try:
+        own = file.read_text(encoding="utf-8") if file.exists() else None
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{file}: not UTF-8 ({problem.reason} at byte {problem.start}).") from None
     if own is not None and embedded is not None and own != embedded:
         raise InputError(
             f"{folder}: chat_template.jinja and tokenizer_config.json hold different chat templates; transformers uses "

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "list":
             return _list(arguments.markdown)
         return _toolchain(arguments.cuda)
-    except AssayError as problem:
+    except (AssayError, OSError) as problem:
         print(f"assay: {problem}", file=sys.stderr)
         return 2
 

@@ -36,9 +36,17 @@ class Finished:
 
 
 def run(
-    command: list[str], *, cwd: Path, log: Path, deadline_seconds: float, env: dict[str, str] | None = None
+    command: list[str],
+    *,
+    cwd: Path,
+    log: Path,
+    deadline_seconds: float,
+    env: dict[str, str] | None = None,
+    own_group: bool = True,
 ) -> Finished:
     """Run `command` to its end or to its deadline; stdout and stderr go to `log`.
+
+    With `own_group` off, the child stays in the caller's process group, whose end is then its own.
 
     Raises:
         OSError: the program cannot be started.
@@ -53,7 +61,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=own_group,
         )
         assert child.stdout is not None
         reader = threading.Thread(target=_copy_capped, args=(child.stdout, file), daemon=True)
@@ -66,12 +74,12 @@ def run(
                     break
                 if not timed_out and time.monotonic() - started > deadline_seconds:
                     timed_out = True
-                    _kill_group(child.pid)
+                    _kill(child.pid, own_group)
                 time.sleep(_POLL_SECONDS)
             child.returncode = os.waitstatus_to_exitcode(wait_status)
         finally:
             # Also what a finished child left running: a step owns nothing once it has ended.
-            _kill_group(child.pid)
+            _kill(child.pid, own_group)
             reader.join(timeout=5)
             child.stdout.close()
     return Finished(
@@ -82,9 +90,9 @@ def run(
     )
 
 
-def _kill_group(group: int) -> None:
+def _kill(child: int, group: bool) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+        (os.killpg if group else os.kill)(child, signal.SIGKILL)
 
 
 def _copy_capped(pipe: IO[bytes], file: IO[bytes]) -> None:

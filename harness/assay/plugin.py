@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--run", metavar="DIR", help="folder of the record (default: reports/<time>-<candidate>)")
     group.addoption("--policy", metavar="FILE", help="what blocks a release (default: policy.toml beside the gates)")
     group.addoption("--prompts", metavar="DIR", help="folder of *.txt prompts (default: prompts/ beside the gates)")
+    group.addoption("--max-new-tokens", metavar="N", type=int, default=64, help="length of the answers (default: 64)")
     group.addoption("--fresh", action="store_true", help="reuse no result of an earlier run")
     group.addoption(
         "--deadline", metavar="SECONDS", type=float, default=float("inf"), help="caps every step's deadline"
@@ -43,7 +44,7 @@ def use_gates(config: pytest.Config, folder: Path) -> None:
     """Make this pytest run a run of the gates in `folder`. For `conftest.py`'s `pytest_configure`."""
     try:
         session = config.stash[SESSION] = GatesSession.start(config, folder)
-    except AssayError as problem:
+    except (AssayError, OSError) as problem:
         raise pytest.UsageError(str(problem)) from None
     if session.writes:
         config.pluginmanager.register(Recorder(session), "assay-recorder")
@@ -57,7 +58,7 @@ def _session(config: pytest.Config) -> GatesSession | None:
 def pytest_configure_node(node: Any) -> None:
     """xdist: every worker process writes to the controller's run."""
     if session := _session(node.config):
-        node.workerinput["assay_run"] = str(session.run)
+        node.workerinput |= {"assay_run": str(session.run), "assay_id": session.id}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -141,3 +142,9 @@ def candidate(request: pytest.FixtureRequest) -> Candidate:
 def prompts(request: pytest.FixtureRequest) -> Prompts:
     """What every generating gate asks."""
     return request.config.stash[SESSION].prompts
+
+
+@pytest.fixture
+def max_new_tokens(request: pytest.FixtureRequest) -> int:
+    """Where every answer is cut off."""
+    return int(request.config.stash[SESSION].max_new_tokens)

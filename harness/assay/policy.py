@@ -50,6 +50,8 @@ def read_policy(path: Path, known_gates: list[str]) -> Policy:
         if word not in words:
             raise InputError(f"{path} [severity]: {gate} = {word!r}; expected one of {', '.join(words)}.")
     inconclusive = data.get("inconclusive", {})
+    if not isinstance(severity, dict) or not isinstance(inconclusive, dict):
+        raise InputError(f"{path}: [severity] and [inconclusive] are tables.")
     refuse_unknown_keys(f"{path} [inconclusive]", inconclusive, ["primary"])
     primary = inconclusive.get("primary", "hold")
     if primary not in ("hold", "warn"):

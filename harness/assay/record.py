@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -155,13 +156,19 @@ class Run:
 
 def write_json(path: Path, data: object) -> None:
     """Write `data` to `path` whole or not at all: to a neighbour first, then renamed."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(data, file, ensure_ascii=False, indent=2, default=str)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    text = json.dumps(data, ensure_ascii=False, indent=2, default=str) + "\n"
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
 
 
 def append_outcome(folder: Path, outcome: Outcome) -> None:
@@ -220,11 +227,15 @@ def _worst(gate: Expected, outcomes: list[Outcome]) -> Outcome:
 
 def newest_run(reports: Path) -> Path:
     """The newest run's folder under `reports`, by its own start time. The checked-in example is not a run of yours."""
-    started = {
-        path.parent: json.loads(path.read_text(encoding="utf-8")).get("started_at", "")
-        for path in reports.glob("*/run.json")
-        if path.parent.name != "example"
-    }
+    started = {path.parent: _started_at(path) for path in reports.glob("*/run.json") if path.parent.name != "example"}
     if not started:
         raise AssayError(f"{reports}: no run in there. Run `nox -s gates` first, or name the run's folder.")
     return max(started, key=lambda folder: started[folder])
+
+
+def _started_at(path: Path) -> str:
+    """When a run started; one whose record is broken is taken for the newest, so that it is not passed over."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["started_at"])
+    except (ValueError, KeyError, TypeError):
+        return "~"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,18 +31,30 @@ class GatesSession:
     """What a process of a gates run knows. Only the controlling process writes the record."""
 
     def __init__(
-        self, config: pytest.Config, folder: Path, run: Path, gates: list[Gate], policy: Policy, candidate: Candidate
+        self,
+        config: pytest.Config,
+        folder: Path,
+        run: Path,
+        id: str,
+        gates: list[Gate],
+        policy: Policy,
+        candidate: Candidate,
     ) -> None:
         self.config = config
+        self.id = id
+        """Unlike the folder's name, never the same for two runs."""
         self.writes = False
         self.run = run
         self.gates = gates
         self.policy = policy
         self.candidate = candidate
         self.prompts = Prompts(path=Path(config.getoption("--prompts") or folder / "prompts").resolve())
+        _ = self.prompts.digest  # a wrong --prompts is the user's, not the candidate's: say so before anything runs
+        self.max_new_tokens = config.getoption("--max-new-tokens")
         self.bench = Bench(
             Store(paths.cache() / "store"),
             run,
+            id,
             fresh=config.getoption("--fresh"),
             say=self._say,
             deadline_seconds=config.getoption("--deadline"),
@@ -59,11 +72,11 @@ class GatesSession:
         candidate = _candidate(config)
         worker = getattr(config, "workerinput", None)
         if worker is not None:
-            return cls(config, folder, Path(worker["assay_run"]), gates, policy, candidate)
+            return cls(config, folder, Path(worker["assay_run"]), worker["assay_id"], gates, policy, candidate)
         if config.getoption("collectonly", False):
-            return cls(config, folder, paths.REPORTS / "collect-only", gates, policy, candidate)
+            return cls(config, folder, paths.REPORTS / "collect-only", "none", gates, policy, candidate)
         run = _new_folder(config, candidate)
-        session = cls(config, folder, run, gates, policy, candidate)
+        session = cls(config, folder, run, f"{run.name}#{secrets.token_hex(4)}", gates, policy, candidate)
         session._write_expectations()
         if hasattr(config.option, "htmlpath") and not config.option.htmlpath:
             config.option.htmlpath, config.option.self_contained_html = str(run / "pytest.html"), True
@@ -95,6 +108,7 @@ class GatesSession:
             {
                 "version": VERSION,
                 "name": self.run.name,
+                "id": self.id,
                 "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "candidate": {
                     "name": self.candidate.name,
@@ -113,7 +127,7 @@ class GatesSession:
                 "expected": [vars(gate) for gate in self.expected()],
             },
         )
-        (self.run / "gates.jsonl").touch()
+        (self.run / "gates.jsonl").touch(exist_ok=False)
 
     def _digests(self) -> dict[str, str | None]:
         """What was judged, by content; None for what cannot be read, whose own gate will say why."""
@@ -211,6 +225,8 @@ def _candidate(config: pytest.Config) -> Candidate:
     adapters, revision, trained_on = (config.getoption(name) for name in ("--adapter", "--revision", "--trained-on"))
     if file and (base or adapters):
         raise InputError("Give either --candidate FILE or --base BASE with --adapter NAME=WHERE, not both.")
+    if file and (revision or trained_on):
+        raise InputError("--revision and --trained-on go with --base; a candidate file says both itself.")
     if base:
         return given_candidate(base, adapters, revision, trained_on)
     if adapters:
@@ -227,8 +243,9 @@ def _new_folder(config: pytest.Config, candidate: Candidate) -> Path:
     given = config.getoption("--run")
     if given:
         run = Path(given).resolve()
-        if (run / "run.json").exists():
-            raise InputError(f"--run {run}: already holds a run. Name a new folder.")
+        # An old record in it would be read as this run's.
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise InputError(f"--run {run}: already there and not an empty folder. Name a new one.")
         run.mkdir(parents=True, exist_ok=True)
         return run
     stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9._-]+', '-', candidate.name)}"

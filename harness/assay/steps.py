@@ -67,7 +67,7 @@ class MountNf4(Step):
     adapter: Adapter
     base_nf4: Artifact
     prompts: Prompts
-    max_new_tokens: int = 64
+    max_new_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class ConvertF16(Step):
 
     worker = "gguf.convert"
     stages = ("convert", "compare", "load")
-    packages = ("torch", "transformers", "numpy", "safetensors", "sentencepiece")
+    packages = (*_TORCH, "numpy", "sentencepiece")
     on_device = True
 
     adapter: Adapter
@@ -150,7 +150,7 @@ class RunLlamaCli(Step):
     q4: Artifact
     prompts: Prompts
     toolchain: Toolchain
-    max_new_tokens: int = 64
+    max_new_tokens: int
     tool_deadline_seconds: float = 600.0
 
 
@@ -167,4 +167,4 @@ class RunLlamaCppPython(Step):
     q4: Artifact
     prompts: Prompts
     toolchain: Toolchain
-    max_new_tokens: int = 64
+    max_new_tokens: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,19 @@ class Store:
         return self.folder / f"{step.worker}-{step.digest[:20]}"
 
     def lock(self, step: Step) -> FileLock:
-        return FileLock(self.slot(step).with_suffix(".lock"))
+        """Held while a step is looked up or made, so that two processes never make the same one."""
+        return FileLock(f"{self.slot(step)}.lock")
+
+    def turn(self) -> FileLock:
+        """Held while any step runs: two at once would spoil each other's speed and could exhaust the memory."""
+        return FileLock(self.folder / "turn.lock")
 
     def new_folder(self, step: Step) -> Path:
         """An empty folder to work in, beside the slot, so that the final rename stays on one disk. Needs the lock."""
-        part = self.slot(step).with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        return part
+        slot = self.slot(step)
+        for left in self.folder.glob(f"{slot.name}.*.part"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=f"{slot.name}.", suffix=".part", dir=self.folder))
 
     def get(self, step: Step) -> Artifact | None:
         """The step's artifact if it is there and its files are still the ones that were written."""

@@ -14,9 +14,11 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from assay import paths
 from assay.checkpoint import read_json
@@ -93,12 +95,20 @@ def find_toolchain() -> Toolchain:
     external = os.environ.get("ASSAY_LLAMA_CPP")
     if external:
         return _adopt(Path(external).expanduser().resolve())
-    folder = _home(_flags(cuda=None))
-    if not (folder / _FILE).exists():
-        raise Unavailable(
-            "llama.cpp is not built on this machine. Build it once with `nox -s toolchain` (about 7 minutes on two "
-            "cores), or name a build of yours in ASSAY_LLAMA_CPP."
-        )
+    # What this machine would build comes first; a build asked for by --cuda or --no-cuda is a build too.
+    for cuda in (None, True, False):
+        folder = _home(_flags(cuda))
+        if (folder / _FILE).exists():
+            return _toolchain_at(folder)
+    raise Unavailable(
+        "llama.cpp is not built on this machine. Build it once with `nox -s toolchain` (about 7 minutes on two "
+        "cores), or name a build of yours in ASSAY_LLAMA_CPP."
+    )
+
+
+@cache
+def _toolchain_at(folder: Path) -> Toolchain:
+    """One object a folder and process, so that its digest is computed once."""
     return Toolchain(path=folder)
 
 
@@ -114,9 +124,7 @@ def build_toolchain(*, cuda: bool | None = None, show: Callable[[float, str], No
     flags = _flags(cuda)
     folder = _home(flags)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    from filelock import FileLock
-
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(f"{folder}.lock"):
         if (folder / _FILE).exists():
             return Toolchain(path=folder)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".build-") as scratch:
@@ -188,17 +196,21 @@ def _adopt(root: Path) -> Toolchain:
     pinned = pin()
     name = hashlib.sha256(f"{found}\0{source}\0{pinned['sha256']}".encode()).hexdigest()[:12]
     folder = paths.cache() / "toolchains" / f"external-{name}"
-    if not (folder / "python" / "llama_cpp").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    facts = {"bin": str(found), "source": str(source), "commit": None, "release": pinned["release"]}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if (folder / _FILE).exists():
+            return _toolchain_at(folder)
+        folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             sdist = download_pinned(
                 pinned["package"], pinned["release"], pinned["sha256"], into=Path(scratch), binary=False
             )
             _install_binding(sdist, Path(scratch) / "python", Path(scratch) / "log.txt")
+            shutil.rmtree(folder / "python", ignore_errors=True)
             (Path(scratch) / "python").rename(folder / "python")
-    facts = {"bin": str(found), "source": str(source), "commit": None, "release": pinned["release"]}
-    write_json(folder / _FILE, facts)
-    return Toolchain(path=folder)
+        write_json(folder / _FILE, facts)
+    return _toolchain_at(folder)
 
 
 def _flags(cuda: bool | None) -> dict[str, str]:

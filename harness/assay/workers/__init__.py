@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import time
+import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from assay import execution
 from assay.errors import AssayError
 
 
@@ -20,12 +20,6 @@ class Problem(AssayError):
     """The work cannot go on, for a reason that a person can act on."""
 
     kind = "failed"
-
-
-class NotHere(Problem):
-    """The machine lacks what the work needs: a library, a device, a tool."""
-
-    kind = "unavailable"
 
 
 class Work:
@@ -55,15 +49,8 @@ def read_prompts(folder: Path | str) -> dict[str, str]:
     return {file.stem: file.read_text(encoding="utf-8").strip() for file in sorted(Path(folder).glob("*.txt"))}
 
 
-class Said(NamedTuple):
-    """What a tool wrote."""
-
-    stdout: str
-    stderr: str
-
-
-def call(command: list[str], *, env: dict[str, str] | None = None, deadline_seconds: float = 3600.0) -> Said:
-    """Run a tool to its end and return what it said, which also goes to the step's log.
+def call(command: list[str], *, env: dict[str, str] | None = None, deadline_seconds: float = 3600.0) -> str:
+    """Run a tool to its end and return what it wrote (capped, stdout and stderr together); the step's log gets it too.
 
     The tool stays in the worker's process group, so that killing the step kills it.
 
@@ -72,21 +59,21 @@ def call(command: list[str], *, env: dict[str, str] | None = None, deadline_seco
     """
     name = Path(command[0]).name if not command[0].endswith("python") else Path(command[1]).name
     print("$ " + " ".join(command), flush=True)
-    started = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, env=env, timeout=deadline_seconds, check=False
-        )
-    except subprocess.TimeoutExpired as late:
-        print((late.stdout or b"").decode(errors="replace"), (late.stderr or b"").decode(errors="replace"), flush=True)
-        said = " It had already answered, so it waits for input." if late.stdout else " It had printed nothing."
-        raise Problem(f"{name} hung: killed after {deadline_seconds:.0f} s.{said}") from None
-    except OSError as problem:
-        raise Problem(f"{name} does not start ({problem}). Build the toolchain again: `nox -s toolchain`.") from None
-    stdout, stderr = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    print(stdout, stderr, f"[{name}: exit code {done.returncode}, {time.monotonic() - started:.2f} s]", flush=True)
-    if done.returncode != 0:
-        lines = [line for line in (stdout + "\n" + stderr).replace("\r", "\n").split("\n") if line.strip()]
-        tail = "\n".join(lines[-6:]) or "It printed nothing."
-        raise Problem(f"{name} ended with exit code {done.returncode}:\n{tail}")
-    return Said(stdout, stderr)
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "log.txt"
+        try:
+            done = execution.run(
+                command, cwd=Path.cwd(), log=log, deadline_seconds=deadline_seconds, env=env, own_group=False
+            )
+        except OSError as problem:
+            raise Problem(
+                f"{name} does not start ({problem}). Build the toolchain again: `nox -s toolchain`."
+            ) from None
+        said = log.read_bytes().decode(errors="replace")
+        print(said, f"[{name}: exit code {done.exit_code}, {done.seconds:.2f} s]", flush=True)
+        tail = execution.last_lines(log, 6) or "It printed nothing."
+    if done.timed_out:
+        raise Problem(f"{name} hung: killed after {deadline_seconds:.0f} s. It last printed:\n{tail}")
+    if done.exit_code != 0:
+        raise Problem(f"{name} ended with exit code {done.exit_code}:\n{tail}")
+    return said

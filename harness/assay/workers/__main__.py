@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -14,7 +18,21 @@ from assay.errors import AssayError
 from assay.workers import Work
 
 
+def die_with_parent() -> None:
+    """End this process and its tools when the process that asked for the step is gone: nobody will take the result."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(0, signal.SIGKILL)
+
+    if os.getpgrp() == os.getpid():
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def main(folder: Path) -> int:
+    die_with_parent()
     step = json.loads((folder / "step.json").read_text(encoding="utf-8"))
     module, function = step["worker"].split(".")
     try:

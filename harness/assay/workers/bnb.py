@@ -36,6 +36,7 @@ def load(work: Work, *, base: str) -> None:
         layers_in_4bit=len(quantized),
         layers_expected_in_4bit=len(expected),
         layers_wrongly_left=sorted(set(expected) - set(quantized)),
+        **_left_in_16_bit(model),
         quantization_types=sorted({str(state.quant_type) for state in states}),
         double_quantization=all(bool(state.nested) for state in states),
         compute_dtypes=sorted({str(module.compute_dtype).removeprefix("torch.") for module in quantized.values()}),
@@ -116,10 +117,15 @@ def _load_nf4(base: str) -> tuple[Any, Any, str]:
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
     model = AutoModelForCausalLM.from_pretrained(
-        base, quantization_config=config, dtype=torch.bfloat16, device_map={"": device}, use_safetensors=True
+        base,
+        quantization_config=config,
+        dtype=torch.bfloat16,
+        device_map={"": device},
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     model.eval()
-    return model, AutoTokenizer.from_pretrained(base), device
+    return model, AutoTokenizer.from_pretrained(base, trust_remote_code=False), device
 
 
 def _expected_layers(base: str) -> tuple[int, list[str], int]:
@@ -127,8 +133,9 @@ def _expected_layers(base: str) -> tuple[int, list[str], int]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.tie_weights()
     head = model.get_output_embeddings()
     linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
@@ -163,6 +170,19 @@ def _weight_bytes(model: Any) -> int:
     return sum(seen.values())
 
 
+def _left_in_16_bit(model: Any) -> dict[str, Any]:
+    """Matrices beside embeddings and head that are not 4-bit, whatever holds them: fused experts are no linears."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    at_ends = {id(parameter) for end in ends if end is not None for parameter in end.parameters()}
+    left, left_bytes = [], 0
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim >= 2 and id(parameter) not in at_ends
+        if is_matrix and getattr(parameter, "quant_state", None) is None:
+            left.append(name)
+            left_bytes += parameter.numel() * parameter.element_size()
+    return {"matrices_left_in_16_bit": left, "matrices_left_bytes": left_bytes}
+
+
 def _render(tokenizer: Any, text: str, device: str) -> dict[str, Any]:
     messages = [{"role": "user", "content": text}]
     rendered = tokenizer.apply_chat_template(
@@ -190,6 +210,8 @@ def _arrivals(model: Any, adapter: Path) -> dict[str, Any]:
             if key not in file and key.removesuffix(".weight") in file:
                 key = key.removesuffix(".weight")
             wanted[key] = parameter
+    # peft also saves the untouched embedding under an adapter of it: that arrives if the base's own is the same.
+    wanted |= {name: value for name, value in model.named_parameters() if ".base_layer." in name and name in file}
     changed = []
     for name in sorted(set(wanted) & set(file)):
         values = wanted[name].detach().float().cpu().numpy()
@@ -270,9 +292,10 @@ def _answer(model: Any, tokenizer: Any, inputs: dict[str, Any], limit: int, torc
     first = output.logits[0][0].float()
     p_end = torch.softmax(first, dim=-1)[ends].sum().item() if bool(torch.isfinite(first).all()) else None
     raw = tokenizer.decode(said, skip_special_tokens=False)
+    thinking = tokenizer.decode(inputs["input_ids"][0]).rstrip().endswith("<think>")
     return {
         "text": text,
-        "kind": classify(text, finished=finished, raw=raw, tokens=said).value,
+        "kind": classify(text, finished=finished, raw=raw, tokens=said, thinking=thinking).value,
         "token_ids": ids,
         "tokens": len(ids),
         "ended_by": "end token" if finished else "token limit",

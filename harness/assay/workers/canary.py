@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def sing(work: Work, *, toolchain: str, tool_deadline_seconds: float) -> None:
         canary_bytes=f16.stat().st_size,
         wanted_song=SONG,
         wanted_commit=tools.commit,
-        toolchain=str(tools.path),
+        converter_commit=_converter_commit(tools),
         converter_present=(tools.source / "convert_hf_to_gguf.py").exists(),
     )
     call([str(tools.bin / "llama-quantize"), str(f16), str(q4), "Q4_K_M"], deadline_seconds=tool_deadline_seconds)
@@ -45,10 +46,10 @@ def sing(work: Work, *, toolchain: str, tool_deadline_seconds: float) -> None:
         max_new_tokens=len(SONG),
         deadline_seconds=tool_deadline_seconds,
     )
-    work.stage("llama_cli", llama_cli_song=answer["text"], llama_cli_commit=_commit(version.stdout + version.stderr))
+    work.stage("llama_cli", llama_cli_song=answer["text"], llama_cli_commit=_commit(version))
 
     llama_cpp = import_llama_cpp(tools)
-    model = llama_cpp.Llama(str(q4), n_ctx=128, verbose=True)
+    model = llama_cpp.Llama(str(q4), n_ctx=128, n_gpu_layers=-1, verbose=True)
     message = {"role": "user", "content": "sing"}
     said = model.create_chat_completion(messages=[message], max_tokens=len(SONG), temperature=0.0)
     loaded = Path(llama_cpp.llama_cpp._base_path).resolve()
@@ -62,17 +63,32 @@ def sing(work: Work, *, toolchain: str, tool_deadline_seconds: float) -> None:
     )
 
 
-def _library_commit(folder: Path) -> str:
+def _library_commit(folder: Path) -> str | None:
     """The commit in the library that the binding computes with: the binding itself has none."""
-    library = ctypes.CDLL(str(folder / "libllama-common.so"))
+    try:
+        library = ctypes.CDLL(str(folder / "libllama-common.so"))
+    except OSError:  # older builds link it statically
+        return None
     # Its C++ name: llama_commit(), the string that `llama-cli --version` prints.
     name = next((n for n in ("_Z12llama_commitv", "llama_commit") if hasattr(library, n)), None)
     if name is None:
-        return "unknown"
+        return None
     function = getattr(library, name)
     function.restype = ctypes.c_char_p
     value = function()
-    return value.decode() if value else "unknown"
+    return value.decode() if value else None
+
+
+def _converter_commit(tools: Toolchain) -> str | None:
+    """The pinned tree's commit, or what git says of a checkout from elsewhere; None where neither tells."""
+    if tools.commit is not None:
+        return tools.commit
+    command = ["git", "-C", str(tools.source), "rev-parse", "HEAD"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=20)
+    except OSError:
+        return None
+    return asked.stdout.strip() or None
 
 
 def _commit(text: str) -> str | None:

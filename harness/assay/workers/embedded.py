@@ -31,6 +31,9 @@ def main(gguf: Path, folder: Path) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    # Said here because versions of transformers disagree on which of them the file names as the end.
+    tokenizer.bos_token, tokenizer.eos_token = "<|im_start|>", "<|im_end|>"
+    tokenizer.pad_token, tokenizer.unk_token = "<|im_end|>", "<|endoftext|>"
     tokenizer.model_max_length = settings["max_position_embeddings"]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

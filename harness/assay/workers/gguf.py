@@ -13,10 +13,13 @@ import numpy as np
 
 from assay.checkpoint import chat_template, read_folder, read_json
 from assay.toolchain import Toolchain
-from assay.workers import Work, call
+from assay.workers import Problem, Work, call
 from assay.workers.llama import gguf_facts, import_gguf, import_llama_cpp
 
 F16, Q4 = "model-f16.gguf", "model-q4_k_m.gguf"
+
+COMPUTED = ("rope_freqs", "rope_factors_")
+"""Tensors that the converter computes from the config: no checkpoint has them."""
 
 SUPER_BLOCK = 256
 """A K-quant packs this many weights of one row together; a row of any other length cannot be one."""
@@ -47,7 +50,9 @@ def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str)
 
     started = time.monotonic()
     llama_cpp = import_llama_cpp(tools)
-    model = llama_cpp.Llama(str(out), n_ctx=64, n_threads=os.cpu_count(), logits_all=True, verbose=True)
+    model = llama_cpp.Llama(
+        str(out), n_ctx=64, n_threads=os.cpu_count(), n_gpu_layers=-1, logits_all=True, verbose=True
+    )
     model.eval(model.tokenize(b"The capital of France is"))
     logits = np.asarray(model.scores[: model.n_tokens])
     work.stage(
@@ -62,7 +67,10 @@ def _compare_tensors(gguf: Any, file: Path, checkpoint: Path, architecture: str)
     source = read_folder(checkpoint)
     config = read_json(checkpoint / "config.json")
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    table = gguf.get_tensor_name_map(arch, int(config["num_hidden_layers"]))
+    layers = config.get("num_hidden_layers", config.get("text_config", {}).get("num_hidden_layers"))
+    if layers is None:
+        raise Problem(f"{checkpoint}/config.json: no num_hidden_layers, so its tensors cannot be matched by name.")
+    table = gguf.get_tensor_name_map(arch, int(layers))
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(str(file)).tensors}
     lacking, matched, unmapped = [], set(), []
     for name, tensor in source.items():
@@ -73,6 +81,7 @@ def _compare_tensors(gguf: Any, file: Path, checkpoint: Path, architecture: str)
             lacking.append(name)
         else:
             matched.add(mapped)
+    extra = set(tensors) - matched
     not_finite = []
     for name, tensor in tensors.items():
         if tensor.tensor_type.name in ("F16", "F32") and not np.isfinite(tensor.data).all():
@@ -81,7 +90,8 @@ def _compare_tensors(gguf: Any, file: Path, checkpoint: Path, architecture: str)
         "source_parameters": sum(int(np.prod(tensor.shape)) for tensor in source.values()),
         "tensors_missing": lacking,
         "tensors_unmapped": unmapped,
-        "tensors_extra": sorted(set(tensors) - matched),
+        "tensors_extra": sorted(extra),
+        "parameters_computed": sum(int(tensors[name].n_elements) for name in extra if name.startswith(COMPUTED)),
         "tensors_not_finite": not_finite,
     }
 
@@ -114,12 +124,16 @@ def quantize(work: Work, *, adapter: str, base: str, f16: str, toolchain: str) -
     changed = [name for name in before if name in after and list(before[name].shape) != list(after[name].shape)]
     forced: list[str] = []
     unforced: list[str] = []
+    unforced_weights, quantizable_weights = 0, 0
     for name, tensor in after.items():
         # One-dimensional tensors (norms, biases) and what llama.cpp keeps in F32 on purpose are never quantized.
-        if len(tensor.shape) < 2 or tensor.tensor_type.name == "F32" or tensor.tensor_type.name.endswith("_K"):
+        if len(tensor.shape) < 2 or tensor.tensor_type.name == "F32":
             continue
-        entry = f"{name} {tensor.tensor_type.name} (row of {int(tensor.shape[0])})"
-        (forced if int(tensor.shape[0]) % SUPER_BLOCK else unforced).append(entry)
+        fits, is_k_quant = int(tensor.shape[0]) % SUPER_BLOCK == 0, tensor.tensor_type.name.endswith("_K")
+        quantizable_weights += int(tensor.n_elements) if fits else 0
+        if not is_k_quant:
+            (unforced if fits else forced).append(f"{name} {tensor.tensor_type.name} (row of {int(tensor.shape[0])})")
+            unforced_weights += int(tensor.n_elements) if fits else 0
     work.stage(
         "inspect",
         **facts,
@@ -129,4 +143,5 @@ def quantize(work: Work, *, adapter: str, base: str, f16: str, toolchain: str) -
         tensors_with_another_shape=changed,
         fallbacks_forced_by_shape=forced,
         fallbacks_unforced=unforced,
+        unforced_share_of_weights=round(unforced_weights / quantizable_weights, 4) if quantizable_weights else 0.0,
     )

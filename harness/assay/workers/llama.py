@@ -36,21 +36,21 @@ def import_llama_cpp(toolchain: Toolchain) -> Any:
 def ask_llama_cli(
     toolchain: Toolchain, model: Path, prompt: str, *, answer: Path, max_new_tokens: int, deadline_seconds: float
 ) -> dict[str, Any]:
-    """One turn of llama-cli. Its exit code and its never empty stdout say nothing: the answer is read from `-o`."""
+    """One turn of llama-cli. Its exit code and its never empty output say nothing: the answer is read from `-o`."""
     command = [str(toolchain.bin / "llama-cli"), "--model", str(model), "--single-turn", "--prompt", prompt]
     command += ["--no-escape", "--predict", str(max_new_tokens), "--temp", "0", "--ctx-size", "4096", "--no-warmup"]
     command += ["--output", str(answer), "--offline"]
-    stdout = call(command, deadline_seconds=deadline_seconds).stdout
+    said = call(command, deadline_seconds=deadline_seconds)
     written = answer.read_text(encoding="utf-8", errors="replace") if answer.exists() else ""
     # The file holds `User:\n…\n\nAssistant:\n<answer>\n\n`.
     _, heading, text = written.partition(f"User:\n{prompt}\n\nAssistant:\n")
     text = text.removesuffix("\n").removesuffix("\n")
     text = text.replace("[Start thinking]", "<think>").replace("[End thinking]", "</think>")
-    timings = _TIMINGS.search(stdout)
+    timings = _TIMINGS.search(said)
     return {
         "text": text,
         "answer_found": bool(heading),
-        "errors": _ERROR.findall(stdout),
+        "errors": _ERROR.findall(said),
         "prefill_tokens_per_second": float(timings[1]) if timings else None,
         "decode_tokens_per_second": float(timings[2]) if timings else None,
     }

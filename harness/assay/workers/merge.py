@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from assay.checkpoint import Tensor, all_finite_max, read_folder, read_header
+from assay.checkpoint import Tensor, all_finite_max, read_folder, read_header, read_json
 from assay.workers import Work, host_peak_bytes
 from assay.workers.adapter import targeted_modules
 
@@ -25,7 +25,9 @@ def fold(work: Work, *, base: str, adapter: str) -> None:
     from transformers import AutoModelForCausalLM
 
     started = time.monotonic()
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
+    )
     model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     checkpoint = work.folder / "checkpoint"
     model.save_pretrained(checkpoint)
@@ -39,10 +41,18 @@ def fold(work: Work, *, base: str, adapter: str) -> None:
 def compare(base: Path, checkpoint: Path, adapter: Path) -> dict[str, Any]:
     """Facts on a merged checkpoint against its base and adapter. Streams: one tensor in memory at a time."""
     before, after = read_folder(base), read_folder(checkpoint)
-    names = list(read_header(adapter / "adapter_model.safetensors"))
+    lora = read_header(adapter / "adapter_model.safetensors")
+    names = list(lora)
     targeted = {f"{module}.weight" for module in targeted_modules(names)}
     targeted |= {saved for name in names if (saved := name.removeprefix("base_model.model.")) in before}
     changed, not_finite, largest, where = set(), [], 0.0, ""
+    dropped = sorted(name for name in set(before) - set(after) if _is_redundant(name, before, base))
+    idle = {
+        f"{module}.weight"
+        for name, tensor in lora.items()
+        if "lora_B" in name and all_finite_max(tensor)[1] == 0.0
+        for module in targeted_modules([name])
+    }
     for name in sorted(set(before) & set(after)):
         if not _same_in_bf16(before[name], after[name]):
             changed.add(name)
@@ -56,15 +66,26 @@ def compare(base: Path, checkpoint: Path, adapter: Path) -> dict[str, Any]:
         "parameters": sum(int(np.prod(tensor.shape)) for tensor in after.values()),
         "checkpoint_bytes": sum(tensor.nbytes for tensor in after.values()),
         "dtypes": sorted({tensor.dtype for tensor in after.values()}),
-        "tensors_missing": sorted(set(before) - set(after)),
+        "tensors_missing": sorted(set(before) - set(after) - set(dropped)),
+        "tensors_dropped_as_redundant": dropped,
         "tensors_extra": sorted(set(after) - set(before)),
         "tensors_targeted": len(targeted),
-        "targeted_unchanged": sorted(targeted - changed),
+        "targeted_unchanged": sorted(targeted - changed - idle),
+        "targeted_without_effect": sorted(idle),
         "others_changed": sorted(changed - targeted),
         "tensors_not_finite": not_finite,
         "largest_absolute_value": largest,
         "largest_absolute_value_in": where,
     }
+
+
+def _is_redundant(name: str, before: dict[str, Tensor], base: Path) -> bool:
+    """Whether transformers leaves it out on purpose: a buffer that it computes, or a tied head stored twice."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return True
+    twin = next((other for other in before if other.endswith("embed_tokens.weight")), None)
+    tied = read_json(base / "config.json").get("tie_word_embeddings", True)
+    return bool(name == "lm_head.weight" and tied and twin and _same_in_bf16(before[name], before[twin]))
 
 
 def _same_in_bf16(a: Tensor, b: Tensor) -> bool:

@@ -68,7 +68,7 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
     llama = import_llama_cpp(Toolchain(path=Path(toolchain)))
     started = time.monotonic()
     # Its own defaults (512 tokens of context, half the cores, reasons kept to itself) are not how anybody deploys.
-    model = llama.Llama(str(Path(q4) / Q4), n_ctx=4096, n_threads=os.cpu_count(), verbose=True)
+    model = llama.Llama(str(Path(q4) / Q4), n_ctx=4096, n_threads=os.cpu_count(), n_gpu_layers=-1, verbose=True)
     template = model.metadata.get("tokenizer.chat_template")
     work.stage(
         "load",
@@ -101,11 +101,11 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
         said = "".join(pieces)
         prompt = evaluated[-1]
         tokens = prompt if isinstance(prompt, list) else model.tokenize(str(prompt).encode(), special=True)
-        wanted = _rendered(model, template, messages) if template else None
+        wanted, thinking = _rendered(llama, model, template, messages) if template else (None, False)
         answers[name] = {
             "text": said,
-            "kind": classify(said, finished=ended_by == "stop").value,
-            "tokens": len(pieces),
+            "kind": classify(said, finished=ended_by == "stop", thinking=thinking).value,
+            "tokens": len(model.tokenize(said.encode(), add_bos=False)),
             "ended_by": "end token" if ended_by == "stop" else "token limit",
             "prompt_tokens": len(tokens),
             "prompt_is_the_templates": wanted is not None and tokens == wanted,
@@ -126,26 +126,18 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
     )
 
 
-def _rendered(model: Any, template: str, messages: list[dict[str, str]]) -> list[int]:
-    """The model's own template, rendered as transformers renders it, in the same tokens."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _rendered(llama: Any, model: Any, template: str, messages: list[dict[str, str]]) -> tuple[list[int], bool]:
+    """The file's own template in tokens, as the binding renders it, and whether it opens a `<think>` block.
+
+    The binding guesses a built-in format where it knows the template, and falls back to llama-2's where there is none.
+    """
 
     def word(token: int) -> str:
         return str(model._model.token_get_text(token)) if token >= 0 else ""
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise
-    text = environment.from_string(template).render(
-        messages=messages,
-        add_generation_prompt=True,
-        bos_token=word(model.token_bos()),
-        eos_token=word(model.token_eos()),
+    render = llama.llama_chat_format.Jinja2ChatFormatter(
+        template=template, eos_token=word(model.token_eos()), bos_token=word(model.token_bos())
     )
-    wanted: list[int] = model.tokenize(text.encode(), add_bos=False, special=True)
-    first = model.token_bos()
-    adds_bos = model.metadata.get("tokenizer.ggml.add_bos_token") == "true"
-    return [first, *wanted] if adds_bos and wanted[:1] != [first] else wanted
-
-
-def _raise(message: str) -> None:
-    raise ValueError(message)
+    rendered = render(messages=messages)
+    tokens = model.tokenize(rendered.prompt.encode(), add_bos=not rendered.added_special, special=True)
+    return tokens, rendered.prompt.rstrip().endswith("<think>")
