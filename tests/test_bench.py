@@ -182,8 +182,8 @@ def test_a_step_ends_when_the_process_that_asked_for_it_is_killed(tmp_path: Path
         json.dumps({"worker": "adapter.inspect", "arguments": {"adapter": str(tmp_path), "base": str(tmp_path)}})
     )
     code = (
-        "import sys, pathlib; from assay import execution; here = pathlib.Path.cwd()\n"
-        "command = [sys.executable, '-m', 'assay.workers', str(here)]\n"
+        "import os, sys, pathlib; from assay import execution; here = pathlib.Path.cwd()\n"
+        "command = [sys.executable, '-m', 'assay.workers', str(here), str(os.getpid())]\n"
         "execution.run(command, cwd=here, log=here / 'log', deadline_seconds=600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)

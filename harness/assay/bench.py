@@ -120,7 +120,7 @@ class Bench:
         write_json(part / "step.json", {"worker": step.worker, "stages": step.stages, "arguments": step.arguments()})
         deadline = min(step.deadline_seconds, self.deadline_seconds)
         finished = execution.run(
-            [sys.executable, "-m", "assay.workers", str(part)],
+            [sys.executable, "-m", "assay.workers", str(part), str(os.getpid())],
             cwd=part,
             log=part / "log.txt",
             deadline_seconds=deadline,

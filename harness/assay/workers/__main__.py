@@ -1,4 +1,4 @@
-"""`python -m assay.workers FOLDER`: runs the step described in FOLDER/step.json."""
+"""`python -m assay.workers FOLDER PARENT`: runs the step described in FOLDER/step.json for the process PARENT."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ from assay.errors import AssayError
 from assay.workers import Work
 
 
-def die_with_parent() -> None:
+def die_with(parent: int) -> None:
     """End this process and its tools when the process that asked for the step is gone: nobody will take the result."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os.killpg(0, signal.SIGKILL)
 
-    if os.getpgrp() == os.getpid():
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def main(folder: Path) -> int:
-    die_with_parent()
+def main(folder: Path, parent: int) -> int:
+    die_with(parent)
     step = json.loads((folder / "step.json").read_text(encoding="utf-8"))
     module, function = step["worker"].split(".")
     try:
@@ -60,4 +58,4 @@ def _tell(folder: Path, kind: str, reason: str) -> int:
     return 1
 
 
-sys.exit(main(Path(sys.argv[1])))
+sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
