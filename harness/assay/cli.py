@@ -71,7 +71,10 @@ def _list(markdown: bool) -> int:
         print(reference(gates), end="")
         return 0
     policy = read_policy(paths.GATES / "policy.toml", [gate.id for gate in gates])
-    table = Table("gate", "route", "severity", "per", "needs", box=None)
+    table = Table(box=None)
+    table.add_column("gate", no_wrap=True)
+    for name in ("route", "severity", "per", "needs"):
+        table.add_column(name)
     for id, severity in policy.severity.items():
         gate = next(gate for gate in gates if gate.id == id)
         table.add_row(id, gate.route, severity.value, gate.per, ", ".join(gate.needs) or "–")

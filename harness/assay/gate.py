@@ -15,6 +15,8 @@ import pytest
 from _pytest.outcomes import Skipped
 
 Per = Literal["run", "candidate", "adapter"]
+_ALWAYS_THERE = ("bench", "candidate", "adapter", "prompts", "max_new_tokens")
+"""Fixtures that are no prerequisite: nothing has to be made or judged for them."""
 Body = TypeVar("Body", bound=Callable[..., Any])
 
 
@@ -53,7 +55,7 @@ def gate(id: str, *, per: Per) -> Callable[[Body], Body]:
 
     def mark(body: Body) -> Body:
         title, _, guide = (inspect.getdoc(body) or "").partition("\n")
-        needs = tuple(name for name in inspect.signature(body).parameters if name not in ("bench", "candidate"))
+        needs = tuple(name for name in inspect.signature(body).parameters if name not in _ALWAYS_THERE)
         body.gate = Gate(  # type: ignore[attr-defined]
             id=id,
             per=per,
