@@ -35,7 +35,7 @@ def sing(work: Work, *, toolchain: str, tool_deadline_seconds: float) -> None:
         converter_present=(tools.source / "convert_hf_to_gguf.py").exists(),
     )
     call([str(tools.bin / "llama-quantize"), str(f16), str(q4), "Q4_K_M"], deadline_seconds=tool_deadline_seconds)
-    work.stage("quantize", quantized_types=gguf_facts(gguf, q4)["tensor_types"])
+    work.stage("quantize", quantized_types=gguf_facts(gguf, gguf.GGUFReader(str(q4)), q4)["tensor_types"])
 
     version = call([str(tools.bin / "llama-cli"), "--version"], deadline_seconds=tool_deadline_seconds)
     answer = ask_llama_cli(

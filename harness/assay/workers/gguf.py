@@ -37,12 +37,13 @@ def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str)
     work.stage("convert", convert_seconds=round(time.monotonic() - started, 3))
 
     gguf = import_gguf(tools)
-    facts = gguf_facts(gguf, out)
+    reader = gguf.GGUFReader(str(out))
+    facts = gguf_facts(gguf, reader, out)
     template = facts.pop("chat_template")
     work.stage(
         "compare",
         **facts,
-        **_compare_tensors(gguf, out, checkpoint, facts["architecture"]),
+        **_compare_tensors(gguf, reader, checkpoint, facts["architecture"]),
         chat_template_equal=template == chat_template(checkpoint),
         chat_template_present=template is not None,
         source_eos_token_id=_eos(checkpoint),
@@ -62,7 +63,7 @@ def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str)
     )
 
 
-def _compare_tensors(gguf: Any, file: Path, checkpoint: Path, architecture: str) -> dict[str, Any]:
+def _compare_tensors(gguf: Any, reader: Any, checkpoint: Path, architecture: str) -> dict[str, Any]:
     """Which tensors of the checkpoint the GGUF lacks, by the converter's own table of names."""
     source = read_folder(checkpoint)
     config = read_json(checkpoint / "config.json")
@@ -71,7 +72,7 @@ def _compare_tensors(gguf: Any, file: Path, checkpoint: Path, architecture: str)
     if layers is None:
         raise Problem(f"{checkpoint}/config.json: no num_hidden_layers, so its tensors cannot be matched by name.")
     table = gguf.get_tensor_name_map(arch, int(layers))
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(str(file)).tensors}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
     lacking, matched, unmapped = [], set(), []
     for name, tensor in source.items():
         mapped = table.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -117,10 +118,11 @@ def quantize(work: Work, *, adapter: str, base: str, f16: str, toolchain: str) -
     work.stage("quantize", quantize_seconds=round(time.monotonic() - started, 3))
 
     gguf = import_gguf(tools)
-    facts = gguf_facts(gguf, out)
+    reader = gguf.GGUFReader(str(out))
+    facts = gguf_facts(gguf, reader, out)
     del facts["chat_template"]
     before = {tensor.name: tensor for tensor in gguf.GGUFReader(str(source)).tensors}
-    after = {tensor.name: tensor for tensor in gguf.GGUFReader(str(out)).tensors}
+    after = {tensor.name: tensor for tensor in reader.tensors}
     changed = [name for name in before if name in after and list(before[name].shape) != list(after[name].shape)]
     forced: list[str] = []
     unforced: list[str] = []

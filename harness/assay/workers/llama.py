@@ -56,9 +56,9 @@ def ask_llama_cli(
     }
 
 
-def gguf_facts(gguf: Any, file: Path) -> dict[str, Any]:
-    """A GGUF's tensors and the metadata that the gates judge."""
-    reader = gguf.GGUFReader(str(file))
+def gguf_facts(gguf: Any, reader: Any, file: Path) -> dict[str, Any]:
+    """A GGUF's tensors and the metadata that the gates judge. Opening a reader parses the whole vocabulary: once is
+    enough."""
 
     def field(name: str) -> Any:
         entry = reader.get_field(name)
