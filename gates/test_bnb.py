@@ -52,7 +52,9 @@ def adapter_is_sound(bench: Bench, base: Base, adapter: Adapter) -> Adapter:
     assert facts["peft_type"] == "LORA", f"{adapter.path}: peft_type {facts['peft_type']!r}; Assay judges LoRA adapters"
     assert facts["adapted_modules"] or facts["saved_modules"], f"{file}: no lora_A and lora_B in it"
     bad = facts["tensors_not_finite"]
-    assert not bad, f"{file}: {len(bad)} tensors hold NaN or inf, {bad[0]} first. Training diverged: train it again"
+    assert not bad, (
+        f"{file}: {len(bad)} of {facts['tensors']} tensors hold NaN or inf, {bad[0]} first. Training diverged: train again"
+    )
     half = facts["modules_with_one_half"]
     assert not half, f"{file}: {len(half)} modules have only one of lora_A and lora_B, {half[0]} first. Save it again"
     misfits = facts["modules_that_misfit"]

@@ -50,6 +50,7 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
             "peft_type": "LORA",
             "adapted_modules": 2,
             "saved_modules": [],
+            "tensors": 4,
             "tensors_not_finite": [],
             "modules_with_one_half": [],
             "modules_that_misfit": [],

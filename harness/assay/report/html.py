@@ -40,7 +40,10 @@ def _row(run: Run, gate: Judged, guides: dict[str, Gate]) -> dict[str, Any]:
         "judged": gate,
         "subject": subject(gate),
         "why": why(gate),
-        "guide": guide,
+        "title": guide.title if guide else "passed",
+        # One paragraph a line: a docstring's own line breaks are for the source.
+        "guide": [" ".join(part.split()) for part in guide.guide.split("\n\n")] if guide else [],
+        "more": gate.outcome.reason if gate.outcome.blocked_by else gate.outcome.reason.partition("\n")[2],
         "facts": facts,
         "logs": logs,
         "reused": bool(gate.outcome.steps) and all(use.reused_from for use in gate.outcome.steps),

@@ -23,9 +23,10 @@ def subject(gate: Judged) -> str:
 
 
 def why(gate: Judged) -> str:
-    """The first line of the reason, with the gate that blocks."""
-    reason = gate.outcome.reason.split("\n")[0]
-    return f"blocked by {gate.outcome.blocked_by}: {reason}" if gate.outcome.blocked_by else reason
+    """The first line of the reason; of a blocked gate only the culprit, whose own line says the rest."""
+    if gate.outcome.blocked_by:
+        return f"blocked by {gate.outcome.blocked_by}"
+    return gate.outcome.reason.split("\n")[0]
 
 
 def render_markdown(run: Run) -> str:
