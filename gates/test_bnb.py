@@ -53,7 +53,7 @@ def adapter_is_sound(bench: Bench, base: Base, adapter: Adapter) -> Adapter:
     assert facts["adapted_modules"] or facts["saved_modules"], f"{file}: no lora_A and lora_B in it"
     bad = facts["tensors_not_finite"]
     assert not bad, (
-        f"{file}: {len(bad)} of {facts['tensors']} tensors hold NaN or inf, {bad[0]} first. Training diverged: train again"
+        f"{file}: {len(bad)} of {facts['tensors']} tensors hold NaN or inf, {bad[0]} first. Training diverged"
     )
     half = facts["modules_with_one_half"]
     assert not half, f"{file}: {len(half)} modules have only one of lora_A and lora_B, {half[0]} first. Save it again"
