@@ -6,8 +6,11 @@ import re
 
 from assay.cli import reference
 from assay.gate import read_gates
-from assay.paths import GATES, REPOSITORY
-from assay.record import Status
+from assay.paths import GATES, REPORTS, REPOSITORY
+from assay.record import Status, Verdict, read_run
+from assay.report.html import render_html
+from assay.report.junit import render_junit
+from assay.report.text import render_markdown
 
 
 def test_the_gate_reference_is_the_gates_own_words() -> None:
@@ -40,3 +43,11 @@ def test_every_file_that_the_readme_links_to_is_there() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert (REPOSITORY / link).exists(), link
+
+
+def test_the_example_is_what_the_code_renders_from_its_record() -> None:
+    run = read_run(REPORTS / "example")
+    assert run.verdict is Verdict.RELEASE
+    for name, render in {"report.html": render_html, "junit.xml": render_junit, "summary.md": render_markdown}.items():
+        made = (run.folder / name).read_text(encoding="utf-8")
+        assert made == render(run), f"{name}: run `assay report reports/example`"
