@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import test_gguf
 from assay import paths, toolchain
+from assay.bench import Bench
 from assay.errors import AssayError, InputError, Unavailable
+from assay.store import Store
 
 
 def test_a_toolchain_that_is_not_built_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +64,36 @@ def test_a_build_of_the_users_is_used_where_it_lies(tmp_path: Path, monkeypatch:
     adopted = toolchain.find_toolchain()
     assert (adopted.bin, adopted.source, adopted.commit) == (checkout / "build" / "bin", checkout, None)
     assert (adopted.binding / "llama_cpp" / "__init__.py").exists()
+
+
+def test_a_checkout_that_was_pulled_and_not_rebuilt_is_version_skew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ASSAY_LLAMA_CPP", raising=False)
+    own = toolchain.find_toolchain()
+    checkout = Path(shutil.copytree(own.source, tmp_path / "repository" / "llama.cpp"))
+    (tmp_path / "toolchain").mkdir()
+    facts = {"bin": str(own.bin), "source": str(checkout), "commit": None, "release": own.release}
+    (tmp_path / "toolchain" / "toolchain.json").write_text(json.dumps(facts))
+    (tmp_path / "toolchain" / "python").symlink_to(own.binding)
+    monkeypatch.setattr(test_gguf, "find_toolchain", lambda: toolchain.Toolchain(path=tmp_path / "toolchain"))
+
+    def judge(run: str) -> object:
+        (tmp_path / run).mkdir()
+        store = Store(tmp_path / "store")
+        return test_gguf.test_toolchain_ready(Bench(store, tmp_path / run, run, fresh=True, say=lambda line: None))
+
+    _commit_everything(tmp_path / "repository")
+    judge("not a checkout of its own, so nothing is known of its commit")
+    _commit_everything(checkout)
+    with pytest.raises(AssertionError, match="version skew: llama-cli is 0c1e57098, the converter is"):
+        judge("a checkout")
+
+
+def _commit_everything(folder: Path) -> None:
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "moved on"], check=True)
 
 
 def test_a_changed_program_changes_the_digest(tmp_path: Path) -> None:

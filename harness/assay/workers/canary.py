@@ -83,6 +83,8 @@ def _converter_commit(tools: Toolchain) -> str | None:
     """The pinned tree's commit, or what git says of a checkout from elsewhere; None where neither tells."""
     if tools.commit is not None:
         return tools.commit
+    if not (tools.source / ".git").exists():  # git would answer for whatever repository lies around it
+        return None
     command = ["git", "-C", str(tools.source), "rev-parse", "HEAD"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=20)
