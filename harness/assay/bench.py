@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from assay import execution
-from assay.errors import StepFailed, Unavailable
+from assay.errors import FREE_SPACE, StepFailed, Unavailable
 from assay.record import StepUse, write_json
 from assay.step import Step
 from assay.store import Artifact, Store
-
-FREE_SPACE = "Free some space, or set ASSAY_CACHE to a folder on a larger disk."
 
 
 class Bench:

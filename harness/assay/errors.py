@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+FREE_SPACE = "Free some space, or set ASSAY_CACHE to a folder on a larger disk."
+"""What to do about a full disk, wherever it is noticed."""
+
+
 class AssayError(Exception):
     """A problem that a person can act on. Its text is shown as it is, without a traceback."""
 

@@ -20,9 +20,13 @@ from typing import Any
 
 from filelock import FileLock
 
-from assay import paths
+from assay import machine, paths
 from assay.checkpoint import read_json
+from assay.download import download_pinned
 from assay.errors import AssayError, InputError, Unavailable
+from assay.execution import last_lines
+from assay.policy import read_toml
+from assay.record import write_json
 
 TOOLS = ("llama-quantize", "llama-cli", "llama-completion")
 _FILE = "toolchain.json"
@@ -80,8 +84,6 @@ class Toolchain:
 
 def pin() -> dict[str, Any]:
     """`tools/llama.cpp/pin.toml`."""
-    from assay.policy import read_toml
-
     return read_toml(paths.PIN, {"package", "release", "sha256", "commit", "tree", "cmake"})
 
 
@@ -135,8 +137,6 @@ def build_toolchain(*, cuda: bool | None = None, show: Callable[[float, str], No
 
 
 def _build(scratch: Path, flags: dict[str, str], show: Callable[[float, str], None]) -> Path:
-    from assay.download import download_pinned
-
     pinned = pin()
     compiler = _compiler_version()
     show(0.0, "downloading the source")
@@ -183,9 +183,6 @@ def _install_binding(sdist: Path, target: Path, log: Path) -> None:
 
 def _adopt(root: Path) -> Toolchain:
     """Wrap a build from elsewhere: its programs, its converter, and the pinned binding over its libraries."""
-    from assay.download import download_pinned
-    from assay.record import write_json
-
     places = [root / "build" / "bin", root / "bin", root]
     found = next((place for place in places if (place / "llama-quantize").exists()), None)
     if found is None:
@@ -214,11 +211,9 @@ def _adopt(root: Path) -> Toolchain:
 
 
 def _flags(cuda: bool | None) -> dict[str, str]:
-    from assay.machine import gpus
-
     pinned = pin()
     if cuda is None:
-        cuda = bool(gpus()) and shutil.which("nvcc") is not None
+        cuda = bool(machine.gpus()) and shutil.which("nvcc") is not None
     return {
         **pinned["cmake"],
         # Without these llama.cpp asks git, and would report the commit of whatever repository lies around it.
@@ -233,9 +228,7 @@ def _flags(cuda: bool | None) -> dict[str, str]:
 
 def _home(flags: dict[str, str]) -> Path:
     """Where the build for this pin, these flags and this processor lives."""
-    from assay.machine import cpu_flags
-
-    parts = [pin()["sha256"], flags, cpu_flags(), sysconfig.get_platform()]
+    parts = [pin()["sha256"], flags, machine.cpu_flags(), sysconfig.get_platform()]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return paths.cache() / "toolchains" / f"{pin()['commit']}-{key}"
 
@@ -271,8 +264,6 @@ def _call(command: list[str], log: Path, progress: Callable[[float], None] | Non
             if progress and (match := re.match(r"\[(\d+)/(\d+)\]", line)):
                 progress(int(match[1]) / int(match[2]))
     if child.wait() != 0:
-        from assay.execution import last_lines
-
         raise AssayError(
             f"`{' '.join(command[:4])} …` failed with exit code {child.returncode}:\n{last_lines(log, 25)}"
         )

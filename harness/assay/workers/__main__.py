@@ -13,8 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-from assay.bench import FREE_SPACE
-from assay.errors import AssayError
+from assay.errors import FREE_SPACE, AssayError
 from assay.workers import Work
 
 

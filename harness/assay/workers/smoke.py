@@ -26,11 +26,12 @@ def llama_cli(
     tool_deadline_seconds: float,
 ) -> None:
     """One process and one turn a prompt. llama-cli does not tell what ended an answer, so none counts as truncated."""
+    tools, model = Toolchain(path=Path(toolchain)), Path(q4) / Q4
     # It does not tell how long it loads either: a turn of one token is start, load and next to nothing else.
     started = time.monotonic()
     ask_llama_cli(
-        Toolchain(path=Path(toolchain)),
-        Path(q4) / Q4,
+        tools,
+        model,
         "Hello",
         answer=work.folder / "answer-of-one-token.txt",
         max_new_tokens=1,
@@ -40,8 +41,8 @@ def llama_cli(
     answers = {}
     for name, text in read_prompts(prompts).items():
         answer = ask_llama_cli(
-            Toolchain(path=Path(toolchain)),
-            Path(q4) / Q4,
+            tools,
+            model,
             text,
             answer=work.folder / f"answer-{name}.txt",
             max_new_tokens=max_new_tokens,
