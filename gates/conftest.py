@@ -8,12 +8,17 @@ import pytest
 from assay.gate import prerequisite
 from assay.plugin import use_gates
 from test_bnb import adapter_is_sound, base_is_usable, test_base_quant_load, test_lora_mount
+from test_data import samples_encode, test_data_parse, training_is_known
 from test_gguf import test_convert_f16, test_merge, test_quantize_q4, test_toolchain_ready
 
 
 def pytest_configure(config: pytest.Config) -> None:
     use_gates(config, Path(__file__).parent)
 
+
+training = prerequisite(training_is_known, of="data_parse_ok")
+data_read = prerequisite(test_data_parse)
+encoded = prerequisite(samples_encode, of="data_labels_ok")
 
 base = prerequisite(base_is_usable, of="base_quant_load_ok")
 base_nf4 = prerequisite(test_base_quant_load)

@@ -9,14 +9,18 @@ from typing import Any, cast
 
 import pytest
 import test_bnb
+import test_data
 import test_gguf
 from assay.bases import Base
 from assay.bench import Bench
-from assay.candidate import Adapter, Candidate
-from assay.errors import Inconclusive
+from assay.candidate import Adapter, Candidate, Training
+from assay.dataset import read_dataset
+from assay.encoding import FLAWS
+from assay.errors import Inconclusive, Unavailable
 from assay.gate import gate_of
+from assay.paths import REPOSITORY
 from assay.step import Step
-from assay.steps import Prompts
+from assay.steps import EncodeDataset, Prompts, ReadDataset
 from assay.store import Artifact
 from assay.toolchain import Toolchain
 
@@ -31,6 +35,29 @@ ANSWERS = {
     }
 }
 HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
+    "dataset.read": {
+        "read": {
+            "samples": 152,
+            "lines_not_parsed": [],
+            "lines_with_wrong_fields": [],
+            "lines_off_template": [],
+            "counts": {"en": {"style": {"added": 24}}},
+            "counts_expected": {"style": {"added": 24}},
+            "without_counterpart": [],
+            "duplicates": [],
+            "closest_pair_of_train_and_eval": {"similarity": 0.2, "train": "t", "eval": "e", "language": "en"},
+            "references_not_scoring_full": [],
+        }
+    },
+    "dataset.encode": {
+        "encode": {
+            "longest_sample": "style-01",
+            "longest_sample_tokens": 230,
+            "end_tokens_when_served": [2],
+            "not_encodable": [],
+            **{name: [] for name in FLAWS},
+        }
+    },
     "bnb.load": {
         "load": {
             "layers_wrongly_left": [],
@@ -142,6 +169,12 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
 BASE = Base(id="mirror/tiny", revision=None, path=Path("base"))
 ADAPTER = Adapter(name="style", source="adapter")
 ARTIFACT = Artifact(path=Path("a"), digest="0", step="s", stages={}, run="r", seconds=0.0, peak_rss_bytes=0)
+DATA = REPOSITORY / "train" / "data"
+TRAINING = Training(dataset=read_dataset(DATA), language="en", tasks=["style"], max_tokens=512)
+RECORD = {
+    "dataset": {"path": str(DATA), "digest": TRAINING.dataset.digest},
+    "recipe": {"adapters": {"style": ["style"]}, "language": "en", "max_tokens": 512},
+}
 TOOLCHAIN = Toolchain(path=Path("toolchain"))
 
 
@@ -165,12 +198,19 @@ def inputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def judge(gate: Callable[..., Any], facts: dict[str, dict[str, dict[str, Any]]]) -> None:
-    candidate = Candidate(name="c", base_spec="mirror/tiny", revision=None, adapters=(ADAPTER,), folder=Path())
+    candidate = Candidate(
+        name="c", base_spec="mirror/tiny", revision=None, adapters=(ADAPTER,), folder=Path(), record=RECORD
+    )
     candidate.__dict__["_base"] = BASE
     given = {
         "bench": cast(Bench, CannedBench(facts)),
         "candidate": candidate,
         "base": BASE,
+        "training": TRAINING,
+        "data_read": CannedBench(facts).make(ReadDataset(dataset=TRAINING.dataset)),
+        "encoded": CannedBench(facts).make(
+            EncodeDataset(dataset=TRAINING.dataset, base=BASE, language="en", tasks=["style"])
+        ),
         "adapter": ADAPTER,
         "sound_adapter": ADAPTER,
         "base_nf4": ARTIFACT,
@@ -198,7 +238,10 @@ def broken(worker: str, fact: str, value: object) -> dict[str, dict[str, dict[st
 
 
 ALL = [
-    function for module in (test_bnb, test_gguf) for function in vars(module).values() if gate_of(function) is not None
+    function
+    for module in (test_data, test_bnb, test_gguf)
+    for function in vars(module).values()
+    if gate_of(function) is not None
 ]
 
 
@@ -208,6 +251,28 @@ def test_healthy_facts_pass(gate: Callable[..., Any]) -> None:
 
 
 CASES: list[tuple[Callable[..., Any], str, str, object, str]] = [
+    (test_data.test_data_parse, "dataset.read", "lines_not_parsed", ["a line 3"], "1 lines do not parse. a line 3"),
+    (test_data.test_data_parse, "dataset.read", "samples", 0, "no samples in it"),
+    (test_data.test_data_fields, "dataset.read", "lines_with_wrong_fields", ["x"], "not as the schema says. x"),
+    (test_data.test_data_template, "dataset.read", "lines_off_template", ["x"], "miss their template. x"),
+    (test_data.test_data_counts, "dataset.read", "counts", {"en": {"style": {"added": 23}}}, "style in en"),
+    (test_data.test_data_counts, "dataset.read", "without_counterpart", ["x"], "not there in every language, x"),
+    (test_data.test_data_unique, "dataset.read", "duplicates", ["x repeats y"], "x repeats y"),
+    (test_data.test_data_no_leak, "dataset.read", "closest_pair_of_train_and_eval", None, "cannot be compared"),
+    (
+        test_data.test_data_no_leak,
+        "dataset.read",
+        "closest_pair_of_train_and_eval",
+        {"similarity": 0.5, "train": "t", "eval": "e", "language": "en"},
+        "is nearly e: similarity 0.50",
+    ),
+    (test_data.test_data_references, "dataset.read", "references_not_scoring_full", ["x: format"], "x: format"),
+    (test_data.test_data_length, "dataset.encode", "longest_sample_tokens", 513, "has 513 tokens, max_tokens is 512"),
+    (test_data.test_data_labels, "dataset.encode", "not_encodable", ["x: no"], "cannot be encoded. x: no"),
+    (test_data.test_data_labels, "dataset.encode", FLAWS[0], ["x"], "something other than their answer, x"),
+    (test_data.test_data_labels, "dataset.encode", FLAWS[1], ["x"], "do not end with a token"),
+    (test_data.test_data_labels, "dataset.encode", FLAWS[2], ["x"], "empty answers"),
+    (test_data.test_data_prompt, "dataset.encode", FLAWS[3], ["x"], "otherwise in training than when served"),
     (test_bnb.test_base_quant_load, "bnb.load", "layers_wrongly_left", ["l.0"], "1 of 210 linear layers are not 4-bit"),
     (test_bnb.test_base_quant_load, "bnb.load", "layers_expected_in_4bit", 0, "not 4-bit at all"),
     (test_bnb.test_base_quant_load, "bnb.load", "matrices_left_bytes", 90, "0 matrices are not 4-bit"),
@@ -338,3 +403,14 @@ def test_an_adapter_that_changed_since_training_is_refused(monkeypatch: pytest.M
     monkeypatch.setitem(globals(), "ADAPTER", Adapter(name="style", source="a", recorded_digest="other"))
     with pytest.raises(AssertionError, match="not the adapter that candidate"):
         judge(test_bnb.test_lora_mount, HEALTHY)
+
+
+def test_a_dataset_that_is_not_here_is_unavailable_and_a_changed_one_inconclusive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(RECORD["dataset"], "digest", "other")  # type: ignore[arg-type]
+    with pytest.raises(Inconclusive, match="changed since c was trained on it"):
+        judge(test_data.test_data_parse, HEALTHY)
+    monkeypatch.setitem(RECORD["dataset"], "path", "nowhere")  # type: ignore[arg-type]
+    with pytest.raises(Unavailable, match="nowhere: not found"):
+        judge(test_data.test_data_parse, HEALTHY)

@@ -53,6 +53,16 @@ def test_the_projects_own_policy_keeps_the_public_ids() -> None:
     primary = {gate for gate, severity in policy.severity.items() if severity is Severity.PRIMARY}
     assert primary == {"base_quant_load_ok", "<adapter>_lora_mount_ok", "<adapter>_generate_non_empty"}
     assert set(policy.severity) - primary == {
+        "data_parse_ok",
+        "data_fields_ok",
+        "data_template_ok",
+        "data_counts_ok",
+        "data_unique_ok",
+        "data_no_leak_ok",
+        "data_references_ok",
+        "data_length_ok",
+        "data_labels_ok",
+        "data_prompt_ok",
         "toolchain_ready",
         "merge_ok",
         "convert_f16_ok",

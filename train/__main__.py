@@ -1,39 +1,67 @@
-"""`python -m train [RECIPE]`: trains a candidate's adapters and writes `train/out/RECIPE/`, `candidate.json` last.
+"""`python -m train [RECIPE …]`: trains candidates and writes `train/out/RECIPE/`, `candidate.json` last.
 
-Then judge it: `nox -s gates`, or `python -m pytest gates --candidate train/out/RECIPE/candidate.json`.
+`python -m train evaluate CANDIDATE` measures Coverage, Format and Refusal of what is deployed, and `python -m train
+select A B …` picks the best of several. Then judge it: `nox -s gates -- --candidate train/out/RECIPE/candidate.json`.
+Over several GPUs: `accelerate launch -m train RECIPE`.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from pathlib import Path
 
-from assay.errors import AssayError
+from assay.dataset import read_dataset
+from assay.errors import FREE_SPACE, AssayError
 
-from train.recipe import RECIPES, read_recipe
+from train.recipe import read_recipe, recipe_names
+
+HERE = Path(__file__).parent
 
 
-def main(argv: list[str] | None = None) -> int:
-    names = sorted(path.stem for path in RECIPES.glob("*.toml"))
-    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("recipe", nargs="?", default="quickstart", help=f"one of {', '.join(names)}, or a TOML file")
-    parser.add_argument("--base", help="base model: a folder, a hub id, or smollm2-135m-instruct")
-    parser.add_argument("--seed", type=int, help="seed of weights, order and dropout")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="where the candidate goes")
-    arguments = parser.parse_args(argv)
+def main(argv: list[str]) -> int:
+    command = argv[0] if argv and argv[0] in ("evaluate", "select") else "train"
     try:
-        recipe = read_recipe(arguments.recipe, base=arguments.base, seed=arguments.seed)
-        # torch is imported in there: `--help` and a bad recipe need not wait for it.
-        from train.training import train
+        if command == "evaluate":
+            from train import evaluation
 
-        candidate = train(recipe, arguments.out)
-    except (AssayError, OSError) as problem:
-        print(f"train: {problem}", file=sys.stderr)
+            return evaluation.main(argv[1:])
+        if command == "select":
+            from train import selection
+
+            return selection.main(argv[1:])
+        return _train(argv)
+    except OSError as problem:
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        print(f"{command}: {problem}.{f' {FREE_SPACE}' if full else ''}", file=sys.stderr)
         return 2
-    print(f"Candidate: {candidate}")
+    except AssayError as problem:
+        print(f"{command}: {problem}", file=sys.stderr)
+        return 2
+
+
+def _train(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__, epilog="")
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"{', '.join(recipe_names())}, or a TOML file")
+    parser.add_argument("--base", help="base model: a folder, a hub id, or smollm2-135m-instruct")
+    parser.add_argument("--language", help="language of the samples: zh or en")
+    parser.add_argument("--seed", help="seed of weights, order and dropout")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the recipe")
+    parser.add_argument("--data", type=Path, default=HERE / "data", help="the dataset's folder")
+    parser.add_argument("--out", type=Path, default=HERE / "out", help="where the candidates go")
+    arguments = parser.parse_args(argv)
+    named = {name: getattr(arguments, name) for name in ("base", "language", "seed")}
+    changes = [*arguments.set, *(f"{name}={value}" for name, value in named.items() if value is not None)]
+    recipes = [read_recipe(name, changes) for name in arguments.recipes or ["quickstart"]]
+    dataset = read_dataset(arguments.data)
+    # torch is imported in there: `--help` and a bad recipe need not wait for it.
+    from train.training import train
+
+    for recipe in recipes:
+        print(f"Candidate: {train(recipe, dataset, arguments.out)}", flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,189 +1,338 @@
-"""Trains a recipe's adapters, one after the other, on one loaded base."""
+"""Trains a recipe's adapters, one after the other. What is killed goes on where it was, to the same bytes."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import time
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from assay.bases import find_base
+from accelerate import PartialState
+from assay import paths, plan
+from assay.bases import Base, find_base
 from assay.candidate import CONFIG, WEIGHTS
 from assay.checkpoint import read_json
+from assay.dataset import Dataset
+from assay.encoding import IGNORED, encode
 from assay.errors import InputError
-from assay.machine import cpu_flags
 from assay.record import write_json
 from assay.step import digest_files
+from assay.workers import host_peak_bytes
+from assay.workers.model import full_dtype
+from filelock import FileLock, Timeout
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     DataCollatorForSeq2Seq,
+    PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-from train.data import Sample, read_samples
+from train.callbacks import KeepCheckpoints, Log, kept_lines, newest_checkpoint
+from train.gradients import check_4bit_gradients
 from train.recipe import Recipe
 
-IGNORED = -100
-"""The label of a token that is not trained on."""
+LOG = "train_log.jsonl"
 
 
-def train(recipe: Recipe, out: Path) -> Path:
+def train(recipe: Recipe, dataset: Dataset, out: Path) -> Path:
     """Train every adapter of the recipe; returns `candidate.json`.
 
-    The folder appears under its final name whole or not at all. The same seed gives the same adapters on one machine.
+    The folder appears under its final name whole or not at all. A training that was killed leaves its checkpoints, and
+    the same command goes on from them. The same seed gives the same adapters on one machine, killed or not.
 
     Raises:
-        InputError: the base, a sample or the tokenizer cannot be used.
+        InputError: the base, a sample or the tokenizer cannot be used, the data gates do not pass, or another process
+            is training the same candidate.
     """
     base = find_base(recipe.base)
-    # A folder is written down whole: candidate.json lies elsewhere, and relative to it the name would mean another.
-    where = str(base.path) if Path(recipe.base).is_dir() else recipe.base
-    dtype = _dtype()
-    place = "GPU" if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    print(
-        f"Training {', '.join(recipe.adapters)} on {base.id} in {str(dtype).removeprefix('torch.')} on {place}.",
-        flush=True,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
-    samples = {name: read_samples(tasks) for name, tasks in recipe.adapters.items()}
-    encoded = {name: [encode(tokenizer, one, recipe.max_tokens) for one in some] for name, some in samples.items()}
     out.mkdir(parents=True, exist_ok=True)
+    state = PartialState()
+    if not state.is_main_process:
+        # `accelerate launch`: the first process prepares and writes, the others only compute.
+        state.wait_for_everyone()
+        part = out / f".{recipe.name}.part"
+        for name in recipe.adapters:
+            if not (part / f"adapter_{name}.json").exists():
+                _train_one(recipe, name, base, dataset, part)
+            state.wait_for_everyone()
+        return out / recipe.name / "candidate.json"
+    lock = FileLock(out / f".{recipe.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{out / recipe.name}: another process is training it. Wait for it, or choose --out."
+        ) from None
+    with lock:
+        return _train_all(recipe, dataset, out, base, state)
+
+
+def _train_all(recipe: Recipe, dataset: Dataset, out: Path, base: Base, state: PartialState) -> Path:
     part, final = out / f".{recipe.name}.part", out / recipe.name
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    adapters = {}
-    log: dict[str, Any] = {}
-    for name, rows in encoded.items():
-        set_seed(recipe.seed)
-        model: Any = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, use_safetensors=True)
-        log[name] = _train_one(recipe, name, where, model, tokenizer, rows, part)
-        folder = f"adapter_{name}"
-        adapters[name] = {"path": folder, "digest": digest_files(part / folder, [CONFIG, WEIGHTS])}
-    shutil.rmtree(part / "trainer")
-    write_json(
-        part / "candidate.json",
-        {
-            "version": 1,
-            "name": recipe.name,
-            "base": {"id": where, "revision": base.revision, "digest": base.digest},
-            "adapters": adapters,
-            "training": {"recipe": recipe.as_json(), "results": log, "torch": torch.__version__},
+    planned = {
+        "version": 1,
+        "name": recipe.name,
+        "base": {"id": _base_name(recipe, base), "revision": base.revision, "digest": base.digest},
+        "adapters": {},
+        "training": {
+            "recipe": recipe.as_json(),
+            "dataset": {"name": dataset.name, "path": os.path.relpath(dataset.path, final), "digest": dataset.digest},
+            "torch": torch.__version__,
+            "processes": state.num_processes,
         },
-    )
+    }
+    _prepare(part, planned)
+    judge_data(part)
+    print(f"Training {', '.join(recipe.adapters)} on {base.id}: {_held(recipe)}.", flush=True)
+    state.wait_for_everyone()
+    adapters, results = {}, {}
+    for name in recipe.adapters:
+        done = part / f"adapter_{name}.json"
+        if not done.exists():
+            write_json(done, _train_one(recipe, name, base, dataset, part))
+        state.wait_for_everyone()
+        results[name] = read_json(done)
+        adapters[name] = {
+            "path": f"adapter_{name}",
+            "digest": digest_files(part / f"adapter_{name}", [CONFIG, WEIGHTS]),
+        }
+        print(f"{name}: {json.dumps(results[name])}", flush=True)
+    for left in (*part.glob("adapter_*.json"), part / "planned.json"):
+        left.unlink()
+    shutil.rmtree(part / "data-gates")
+    training = {**planned["training"], "results": results}  # type: ignore[dict-item]
+    write_json(part / "candidate.json", {**planned, "adapters": adapters, "training": training})
     if final.exists():
         shutil.rmtree(out / f".{recipe.name}.old", ignore_errors=True)
         final.rename(out / f".{recipe.name}.old")
     part.rename(final)
     shutil.rmtree(out / f".{recipe.name}.old", ignore_errors=True)
+    (out / f".{recipe.name}.lock").unlink(missing_ok=True)
     return final / "candidate.json"
 
 
-def encode(tokenizer: Any, sample: Sample, max_tokens: int) -> dict[str, list[int]]:
-    """A sample as token ids, of which only the answer and its end token are trained on.
+def _base_name(recipe: Recipe, base: Base) -> str:
+    """A folder is written down whole: candidate.json lies elsewhere, and relative to it the name would mean another."""
+    return str(base.path) if Path(recipe.base).is_dir() else recipe.base
+
+
+def _prepare(part: Path, planned: dict[str, Any]) -> None:
+    """The folder to work in: what a killed training of the same plan left there, or an empty one."""
+    try:
+        same = read_json(part / "planned.json") == json.loads(json.dumps(planned))
+    except (InputError, FileNotFoundError):
+        same = False
+    if same:
+        print(f"Going on with {planned['name']} where it was.", flush=True)
+        return
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    write_json(part / "planned.json", planned)
+
+
+def judge_data(part: Path) -> None:
+    """Run the gates of route `data` on what is going to be trained.
 
     Raises:
-        InputError: the sample is too long, or the template does not put an end token after the answer.
+        InputError: one of them does not pass; it names the first.
     """
-    question = [{"role": "user", "content": sample.prompt}]
-    answer = [{"role": "assistant", "content": sample.answer}]
-    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
-    whole = tokenizer.apply_chat_template(question + answer, return_dict=False)
-    if whole[: len(prompt)] != prompt:
-        raise InputError(f"{sample.id}: the chat template renders a question differently once it is answered.")
-    if tokenizer.eos_token_id not in whole[len(prompt) :]:
+    from assay.record import read_run
+
+    run = part / "data-gates"
+    shutil.rmtree(run, ignore_errors=True)
+    command = [sys.executable, "-m", "pytest", str(paths.GATES), "-q", "--no-header", "-p", "no:cacheprovider"]
+    # A process of its own: `accelerate launch` marks this one's environment as one of several.
+    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(
+        [*command, "--candidate", str(part / "planned.json"), "--run", str(run)],
+        capture_output=True,
+        text=True,
+        env=own,
+    )
+    try:
+        gates = read_run(run).gates
+    except Exception:
+        raise InputError(f"The data gates did not run:\n{(done.stdout + done.stderr)[-3000:]}") from None
+    open_gates = [gate for gate in gates if not gate.passed]
+    for gate in open_gates:
+        print(f"{gate.outcome.status} {gate.expected.gate}: {gate.outcome.reason}", file=sys.stderr, flush=True)
+    if open_gates:
+        shutil.rmtree(part)
+        first = open_gates[0]
         raise InputError(
-            f"{sample.id}: no end token {tokenizer.eos_token!r} after the answer; the model would never end."
+            f"{len(open_gates)} of {len(gates)} data gates do not pass, {first.expected.gate} first: "
+            f"{first.outcome.reason} Nothing was trained."
         )
-    # What the template adds after the end token (a line break, mostly) is never generated.
-    end = len(prompt) + whole[len(prompt) :].index(tokenizer.eos_token_id) + 1
-    if end > max_tokens:
-        raise InputError(f"{sample.id}: {end} tokens, max_tokens is {max_tokens}. Raise it or shorten the sample.")
-    labels = [IGNORED] * len(prompt) + whole[len(prompt) : end]
-    return {"input_ids": whole[:end], "attention_mask": [1] * end, "labels": labels}
+    print(f"Data: {len(gates)} of {len(gates)} gates passed.", flush=True)
 
 
-def _train_one(
-    recipe: Recipe, name: str, where: str, model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], part: Path
-) -> dict[str, Any]:
+def _train_one(recipe: Recipe, name: str, base: Base, dataset: Dataset, part: Path) -> dict[str, Any]:
+    """Train one adapter into `part`; returns what was measured."""
+    set_seed(recipe.seed)
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    rows = encode_samples(recipe, name, dataset, tokenizer)
+    model = load_base(recipe, base.path)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     lora = recipe.lora
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
+        layers_to_transform=_last_blocks(model, lora.last_blocks),
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, settings)
-    # A cache path means nothing to whoever gets the adapter; the id does, and candidate.json has the digest.
-    model.peft_config["default"].base_model_name_or_path = where
+    processes = PartialState().num_processes
+    if recipe.batch_size % processes:
+        raise InputError(
+            f"batch_size {recipe.batch_size} cannot be shared by {processes} processes. "
+            f"Set one that can: --set batch_size={processes * max(1, recipe.batch_size // processes)}."
+        )
     steps = -(-len(rows) // recipe.batch_size) * recipe.epochs
+    scratch = part / f"checkpoints-{name}"
     arguments = TrainingArguments(
-        output_dir=str(part / "trainer"),
+        output_dir=str(scratch),
         num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
+        per_device_train_batch_size=recipe.batch_size // processes,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=int(recipe.warmup_ratio * steps),
         seed=recipe.seed,
         logging_steps=1,
         save_strategy="no",
+        save_total_limit=2,
         report_to="none",
-        disable_tqdm=False,
+        disable_tqdm=True,
         dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
     )
-    losses = _Losses(part / "train_log.jsonl", name)
+    checkpoint = newest_checkpoint(scratch)
+    log = Log(part / LOG, name, sum(len(row["input_ids"]) for row in rows) * recipe.epochs, steps)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
-        callbacks=[losses],
+        callbacks=[log, KeepCheckpoints()],
     )
-    started = time.monotonic()
-    trainer.train()
-    seconds = time.monotonic() - started
-    model.save_pretrained(part / f"adapter_{name}")
-    (part / f"adapter_{name}" / "README.md").unlink(missing_ok=True)
+    # It prints each log line as a dict; the bar and train_log.jsonl say the same better.
+    trainer.remove_callback(PrinterCallback)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if not PartialState().is_main_process:
+        return {}
+    folder = part / f"adapter_{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    # A cache path means nothing to whoever gets the adapter; the id does, and candidate.json has the digest.
+    trained.peft_config["default"].base_model_name_or_path = _base_name(recipe, base)
+    trained.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
     # peft writes the targets as a set comes: sorted, the same training gives the same bytes.
-    config = part / f"adapter_{name}" / CONFIG
-    saved = read_json(config)
-    write_json(config, saved | {"target_modules": sorted(saved["target_modules"])})
-    tokens = recipe.epochs * sum(len(row["input_ids"]) for row in rows)
-    result = {
+    saved = read_json(folder / CONFIG)
+    write_json(folder / CONFIG, saved | {"target_modules": sorted(saved["target_modules"])})
+    shutil.rmtree(scratch, ignore_errors=True)
+    lines = [line for line in kept_lines(part / LOG) if line["adapter"] == name]
+    tokens = recipe.batch_size // processes * max(len(row["input_ids"]) for row in rows)
+    return {
         "samples": len(rows),
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "first_loss": losses.losses[0],
-        "last_loss": losses.losses[-1],
+        "steps": steps,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "held_in": _held(recipe),
+        "seconds": lines[-1]["seconds"],
+        "tokens_per_second": round(log.tokens / lines[-1]["seconds"], 1),
+        "first_loss": lines[0]["loss"],
+        "last_loss": lines[-1]["loss"],
+        "peak_bytes_predicted": _predicted_peak(recipe, base, tokens),
+        "peak_host_bytes": host_peak_bytes(),
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     }
-    print(f"{name}: {json.dumps(result)}", flush=True)
-    return result
 
 
-class _Losses(TrainerCallback):  # type: ignore[misc]
-    """One line of `train_log.jsonl` a step."""
+def encode_samples(recipe: Recipe, name: str, dataset: Dataset, tokenizer: Any) -> list[dict[str, list[int]]]:
+    """The samples of one adapter as the Trainer takes them.
 
-    def __init__(self, file: Path, adapter: str) -> None:
-        self.file, self.adapter = file, adapter
-        self.losses: list[float] = []
+    Raises:
+        InputError: a sample is longer than the recipe allows, or cannot be encoded.
+    """
+    rows = []
+    for sample in dataset.samples("train", recipe.adapters[name], recipe.language):
+        try:
+            row = encode(tokenizer, sample.prompt, sample.answer)
+        except InputError as problem:
+            raise InputError(f"{sample.id}: {problem}.") from None
+        size = len(row.input_ids)
+        if size > recipe.max_tokens:
+            raise InputError(
+                f"{sample.id}: {size} tokens, max_tokens is {recipe.max_tokens}. Raise it or shorten the sample."
+            )
+        rows.append({"input_ids": row.input_ids, "attention_mask": [1] * size, "labels": row.labels})
+    return rows
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self.losses.append(float(logs["loss"]))
-            line = {"adapter": self.adapter, "step": state.global_step, "epoch": round(state.epoch, 3), **logs}
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+
+def load_base(recipe: Recipe, path: Path) -> Any:
+    """The frozen base: nf4 with double quantization on CUDA if the recipe says so, else 16 or 32 bits."""
+    if not in_4bit(recipe):
+        return AutoModelForCausalLM.from_pretrained(path, dtype=full_dtype(), use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=torch.bfloat16,
+        use_safetensors=True,
+        device_map={"": PartialState().local_process_index},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+    )
+    check_4bit_gradients(model)
+    return model
 
 
-def _dtype() -> torch.dtype:
-    """bf16 where the hardware computes in it, fp32 where it would be emulated."""
-    fast = torch.cuda.is_available() or "avx512_bf16" in cpu_flags() or "amx_bf16" in cpu_flags()
-    return torch.bfloat16 if fast else torch.float32
+def in_4bit(recipe: Recipe) -> bool:
+    return recipe.quantization == "nf4" and torch.cuda.is_available()
+
+
+def _predicted_peak(recipe: Recipe, base: Base, tokens: int) -> int:
+    """What the tensors of one step take, from shapes alone."""
+    shapes = plan.shapes_from_headers(base.tensors, read_json(base.path / "config.json"))
+    linears = plan.adapted(shapes, recipe.lora.targets, recipe.lora.last_blocks)
+    return plan.training_peak_bytes(
+        shapes,
+        linears,
+        recipe.lora.rank,
+        tokens=tokens,
+        quantization="nf4" if in_4bit(recipe) else "none",
+        checkpointing=recipe.gradient_checkpointing,
+        element_bytes=2 if in_4bit(recipe) else full_dtype().itemsize,
+    )
+
+
+def _last_blocks(model: Any, count: int) -> list[int] | None:
+    """Which blocks get an adapter, by number; None for all of them."""
+    blocks = model.config.num_hidden_layers
+    return list(range(max(0, blocks - count), blocks)) if count else None
+
+
+def _held(recipe: Recipe) -> str:
+    """What the base is trained in and where, for people."""
+    place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    if in_4bit(recipe):
+        return f"nf4 on {place}"
+    dtype = str(full_dtype()).removeprefix("torch.")
+    instead = " instead of nf4 (4-bit gradients need CUDA)" if recipe.quantization == "nf4" else ""
+    return f"{dtype}{instead} on {place}"

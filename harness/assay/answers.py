@@ -30,6 +30,16 @@ class Kind(StrEnum):
     def is_text(self) -> bool:
         return self in (Kind.TRUNCATED, Kind.OK)
 
+    @property
+    def says_something(self) -> bool:
+        """Whether a reader sees anything at all, be it rubbish."""
+        return self.is_text or self is Kind.DEGENERATE
+
+
+def visible(text: str, *, thinking: bool = False) -> str:
+    """A text without its `<think>` blocks; `thinking` if the prompt itself opened one."""
+    return _THINK.sub("", f"<think>{text}" if thinking else text).strip()
+
 
 def classify(
     text: str,
@@ -55,7 +65,7 @@ def classify(
         return Kind.SPECIAL_ONLY
     if not text.strip():
         return Kind.WHITE_SPACE
-    said = _THINK.sub("", f"<think>{text}" if thinking else text).strip()
+    said = visible(text, thinking=thinking)
     if not said:
         return Kind.THINK_ONLY
     if _is_degenerate(said) or (tokens is not None and _repeats(tokens)):

@@ -6,10 +6,12 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from assay.bases import Base, find_base, from_hub
 from assay.checkpoint import read_json
-from assay.errors import AssayError, InputError, refuse_unknown_keys
+from assay.dataset import Dataset, read_dataset
+from assay.errors import AssayError, Inconclusive, InputError, Unavailable, refuse_unknown_keys
 from assay.step import digest_files
 
 CONFIG = "adapter_config.json"
@@ -58,6 +60,17 @@ class Adapter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a candidate's adapters were trained on, as far as judging the data needs it."""
+
+    dataset: Dataset
+    language: str
+    tasks: list[str]
+    max_tokens: int
+    """A longer sample is refused by training."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     name: str
     base_spec: str
@@ -65,6 +78,8 @@ class Candidate:
     adapters: tuple[Adapter, ...]
     folder: Path
     """What relative paths are relative to."""
+    record: dict[str, Any] | None = None
+    """`training` of `candidate.json`: recipe, dataset, results. None for adapters that were trained elsewhere."""
 
     @cached_property
     def _base(self) -> Base | AssayError:
@@ -85,6 +100,35 @@ class Candidate:
         if isinstance(self._base, AssayError):
             raise self._base
         return self._base
+
+    @property
+    def trained_here(self) -> bool:
+        return self.record is not None and "dataset" in self.record
+
+    @property
+    def training(self) -> Training:
+        """What the adapters were trained on.
+
+        Raises:
+            Unavailable: the dataset is not on this machine.
+            Inconclusive: it was changed since.
+        """
+        assert self.record is not None
+        recorded, recipe = self.record["dataset"], self.record["recipe"]
+        folder = self.folder / recorded["path"]
+        if not folder.is_dir():
+            raise Unavailable(
+                f"{folder}: not found. The dataset that {self.name} was trained on is not on this machine, so it is "
+                "not judged here. Copy it there, or judge the candidate where it was trained."
+            )
+        dataset = read_dataset(folder)
+        if dataset.digest != recorded["digest"]:
+            raise Inconclusive(
+                f"{folder}: changed since {self.name} was trained on it ({dataset.digest[:12]}, then "
+                f"{recorded['digest'][:12]}). Train again, or check out the dataset of that time."
+            )
+        tasks = [task for task in dataset.tasks if any(task in some for some in recipe["adapters"].values())]
+        return Training(dataset=dataset, language=recipe["language"], tasks=tasks, max_tokens=recipe["max_tokens"])
 
 
 def read_candidate(file: Path) -> Candidate:
@@ -115,8 +159,9 @@ def read_candidate(file: Path) -> Candidate:
             name=data["name"],
             base_spec=base["id"],
             revision=base.get("revision"),
-            adapters=_some(adapters),
+            adapters=_some(adapters) if adapters or not _is_planned(data) else (),
             folder=file.parent.resolve(),
+            record=data.get("training"),
         )
     except KeyError as missing:
         raise InputError(f"{file}: the key {missing} is missing. `python -m train` writes whole ones.") from None
@@ -148,6 +193,11 @@ def _adapter_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
         raise InputError(f"adapter name {name!r}: lower-case letters, digits and _ expected, since gate ids carry it.")
     return name
+
+
+def _is_planned(data: dict[str, Any]) -> bool:
+    """Before training there is a dataset and no adapter yet."""
+    return "dataset" in data.get("training", {})
 
 
 def _some(adapters: list[Adapter]) -> tuple[Adapter, ...]:

@@ -28,6 +28,14 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("run", nargs="?", type=Path, help="the run's folder (default: the newest in reports/)")
     listing = commands.add_parser("list", help="every gate: id, route, severity, what it needs")
     listing.add_argument("--markdown", action="store_true", help="as the reference in docs/gates.md")
+    plan = commands.add_parser("plan", help="what a base and a LoRA on it take: bytes, memory to train, which card")
+    plan.add_argument("base", help="a folder with config.json, that file, a hub id, or smollm2-135m-instruct")
+    plan.add_argument("--adapter", help="folder or hub id (default: the thesis's LoRA, r=16 on q, k, v, o)")
+    plan.add_argument("--revision", help="revision of a hub base")
+    plan.add_argument("--batch", type=int, default=8, help="samples a training step (default: 8)")
+    plan.add_argument("--tokens", type=int, default=512, help="tokens a sample (default: 512)")
+    plan.add_argument("--context", type=int, default=4096, help="tokens of context when deployed (default: 4096)")
+    plan.add_argument("--json", action="store_true", help="as JSON, in bytes")
     toolchain = commands.add_parser("toolchain", help="build llama.cpp from the pinned source, once")
     cuda = toolchain.add_mutually_exclusive_group()
     cuda.add_argument("--cuda", action="store_true", default=None, help="build for NVIDIA GPUs even if none is seen")
@@ -41,6 +49,18 @@ def main(argv: list[str] | None = None) -> int:
             return _verdict(arguments.run)
         if arguments.command == "list":
             return _list(arguments.markdown)
+        if arguments.command == "plan":
+            from assay import plan_command
+
+            return plan_command.run(
+                arguments.base,
+                arguments.adapter,
+                arguments.revision,
+                batch=arguments.batch,
+                length=arguments.tokens,
+                context=arguments.context,
+                as_json=arguments.json,
+            )
         return _toolchain(arguments.cuda)
     except (AssayError, OSError) as problem:
         print(f"assay: {problem}", file=sys.stderr)

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import pytest
 from _pytest.outcomes import Skipped
 
-Per = Literal["run", "candidate", "adapter"]
+Per = Literal["run", "dataset", "candidate", "adapter"]
 _ALWAYS_THERE = ("bench", "candidate", "adapter", "prompts", "max_new_tokens")
 """Fixtures that are no prerequisite: nothing has to be made or judged for them."""
 Body = TypeVar("Body", bound=Callable[..., Any])
@@ -25,7 +25,7 @@ class Gate:
     id: str
     """Stable and public. `<adapter>` in it stands for the adapter's name."""
     per: Per
-    """Whether it is judged once a run, once a candidate or once an adapter."""
+    """Whether it is judged once a run, once a candidate, once an adapter, or once for the dataset trained on."""
     route: str
     """The family it belongs to: the name of its file, `test_<route>.py`."""
     title: str

@@ -68,6 +68,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("adapter", adapters, ids=[adapter.name for adapter in adapters])
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the gates that this candidate gives nothing to judge: they are not expected either."""
+    if session := _session(config):
+        gates = {item: gate_of(getattr(item, "function", None)) for item in items}
+        items[:] = [item for item, gate in gates.items() if gate is None or session.judges(gate)]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
     """A gate may return what it made, which pytest would complain about."""

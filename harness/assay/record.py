@@ -134,12 +134,18 @@ class Run:
     environment: dict[str, Any]
     inconclusive_primary: str
     """What the policy makes of an inconclusive primary gate: `hold` or `warn`."""
+    forecast: dict[str, int] | None
+    """What the base's headers promise, in bytes: see `assay.plan.forecast`."""
+    training: dict[str, Any] | None
+    """How the adapters were trained and evaluated, if they were trained here."""
     gates: tuple[Judged, ...]
     """Every expected gate, in the policy's order; one that left no record is `missing`."""
 
     @property
     def verdict(self) -> Verdict:
-        """RELEASE if every gate passed, HOLD if a primary one did not or any was never run."""
+        """RELEASE if every gate passed, HOLD if a primary one did not or any was never run, or there is no adapter."""
+        if not self.candidate["adapters"]:
+            return Verdict.HOLD
         open_gates = [gate for gate in self.gates if not gate.passed]
         if not open_gates:
             return Verdict.RELEASE
@@ -201,6 +207,8 @@ def read_run(folder: Path) -> Run:
             candidate=data["candidate"],
             environment=data["environment"],
             inconclusive_primary=data["inconclusive_primary"],
+            forecast=data.get("forecast"),
+            training=data.get("training"),
             gates=tuple(Judged(expected=gate, outcome=_worst(gate, outcomes)) for gate in expected),
         )
     except FileNotFoundError:

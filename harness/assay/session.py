@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from datetime import UTC, datetime
@@ -14,15 +15,18 @@ import pytest
 from assay import __version__, paths
 from assay.bench import Bench
 from assay.candidate import Candidate, given_candidate, read_candidate
+from assay.checkpoint import read_json
 from assay.errors import AssayError, Inconclusive, InputError, StepFailed, Unavailable
 from assay.gate import Blocked, Gate, gate_of, read_gates
 from assay.machine import machine
+from assay.plan import forecast, shapes_from_headers
 from assay.policy import Policy, read_policy
 from assay.record import VERSION, Expected, Outcome, Status, append_outcome, read_run, write_json
 from assay.steps import Prompts
 from assay.store import Store
 
 PROPERTY = "assay"
+_EVALUATED = ("language", "summary", "why_empty", "seconds", "peak_host_bytes", "peak_device_bytes")
 _SETUP_SECONDS = pytest.StashKey[float]()
 _VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "gguf", "safetensors", "pytest", "numpy")
 
@@ -89,6 +93,8 @@ class GatesSession:
         found = []
         for id, severity in self.policy.severity.items():
             gate = by_id[id]
+            if not self.judges(gate):
+                continue
             adapters = [adapter.name for adapter in self.candidate.adapters] if gate.per == "adapter" else [None]
             for adapter in adapters:
                 found.append(
@@ -101,6 +107,13 @@ class GatesSession:
                     )
                 )
         return found
+
+    def judges(self, gate: Gate) -> bool:
+        """Whether this candidate gives the gate anything to judge.
+
+        Adapters trained elsewhere come without their dataset; before training there is a dataset and no adapter.
+        """
+        return self.candidate.trained_here if gate.per == "dataset" else bool(self.candidate.adapters)
 
     def _write_expectations(self) -> None:
         write_json(
@@ -123,11 +136,40 @@ class GatesSession:
                     "packages": {package: _version(package) for package in _VERSIONED},
                     "prompts": sorted(file.stem for file in self.prompts.path.glob("*.txt")),
                 },
+                "forecast": self._forecast(),
+                "training": self._training(),
                 "inconclusive_primary": self.policy.inconclusive_primary,
                 "expected": [vars(gate) for gate in self.expected()],
             },
         )
         (self.run / "gates.jsonl").touch(exist_ok=False)
+
+    def _forecast(self) -> dict[str, int] | None:
+        """What the base's headers promise, for the report to hold its measurements against; None if it is unusable."""
+        try:
+            base = self.candidate.base
+            return forecast(shapes_from_headers(base.tensors, read_json(base.path / "config.json")))
+        except (AssayError, OSError, ArithmeticError, ImportError):
+            return None
+
+    def _training(self) -> dict[str, Any] | None:
+        """How the adapters were trained and evaluated, as far as their folder tells."""
+        record, folder = self.candidate.record, self.candidate.folder
+        if record is None or not self.candidate.adapters:
+            return None
+        log = folder / "train_log.jsonl"
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+        curves: dict[str, list[list[float]]] = {}
+        for line in lines:
+            curves.setdefault(line["adapter"], []).append([line["step"], round(line["loss"], 4)])
+        measured = folder / "evaluation.json"
+        evaluation = read_json(measured) if measured.exists() else None
+        if evaluation is not None:
+            evaluation["forms"] = {
+                form: {name: {key: one[key] for key in _EVALUATED} for name, one in adapters.items()}
+                for form, adapters in evaluation["forms"].items()
+            }
+        return {**record, "curves": curves, "evaluation": evaluation}
 
     def _digests(self) -> dict[str, str | None]:
         """What was judged, by content; None for what cannot be read, whose own gate will say why."""

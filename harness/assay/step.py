@@ -79,7 +79,8 @@ def _version(package: str) -> str | None:
 @cache
 def workers_digest() -> str:
     """The workers' own version: a hash of all their source, so that no changed worker reuses an old result."""
-    sources = ["answers.py", "checkpoint.py", "execution.py", "toolchain.py"]
+    shared = ("answers", "checkpoint", "dataset", "encoding", "execution", "metrics", "plan", "toolchain")
+    sources = [f"{module}.py" for module in shared]
     sources += sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("workers/*.py"))
     return digest_files(PACKAGE, sources)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from assay.bases import Base
 from assay.candidate import Adapter
+from assay.dataset import Dataset
 from assay.errors import InputError
 from assay.step import Step, digest_files
 from assay.store import Artifact
@@ -28,6 +29,56 @@ class Prompts:
         if not names:
             raise InputError(f"{self.path}: no *.txt in there; one file with one user turn each is expected.")
         return digest_files(self.path, names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A folder with a `config.json`, of which nothing else is looked at."""
+
+    path: Path
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_files(self.path, ["config.json"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadShapes(Step):
+    """Build the model without its weights, and list what it would hold."""
+
+    worker = "plan.shapes"
+    stages = ("shapes",)
+    packages = ("torch", "transformers")
+    deadline_seconds = 600.0
+
+    config: Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadDataset(Step):
+    """Read a dataset line by line, and compare its samples with each other."""
+
+    worker = "dataset.read"
+    stages = ("read",)
+    packages = ("jsonschema",)
+    deadline_seconds = 600.0
+
+    dataset: Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeDataset(Step):
+    """Encode every sample with the base's own tokenizer, as training does, and as deployment asks."""
+
+    worker = "dataset.encode"
+    stages = ("encode",)
+    packages = ("transformers", "tokenizers", "jinja2")
+    deadline_seconds = 600.0
+
+    dataset: Dataset
+    base: Base
+    language: str
+    tasks: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +117,24 @@ class MountNf4(Step):
     base: Base
     adapter: Adapter
     base_nf4: Artifact
+    prompts: Prompts
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskTransformers(Step):
+    """Ask a model in transformers every prompt, many at once."""
+
+    worker = "ask.transformers"
+    stages = ("generate",)
+    packages = _TORCH
+    on_device = True
+
+    model: Base
+    """The base that the adapter is mounted on, or a merged checkpoint."""
+    adapter: Adapter | None
+    quantization: str
+    """`nf4` or `none`."""
     prompts: Prompts
     max_new_tokens: int
 

@@ -27,7 +27,13 @@ def render_html(run: Run) -> str:
     guides = {gate.id: gate for gate in read_gates(GATES)} if GATES.is_dir() else {}
     gates = [_row(run, gate, guides) for gate in run.gates]
     return environment.get_template("report.html").render(
-        run=run, headline=headline(run), gates=gates, performance=performance(run), answers=answers(run)
+        run=run,
+        headline=headline(run),
+        gates=gates,
+        predictions=predictions(run),
+        curves=curves(run),
+        performance=performance(run),
+        answers=answers(run),
     )
 
 
@@ -61,6 +67,48 @@ def performance(run: Run) -> list[dict[str, Any]]:
         if "decode_tokens_per_second" in facts:
             rows.append({"subject": subject(gate), **{name: facts.get(name) for name in names}})
     return rows
+
+
+def predictions(run: Run) -> list[dict[str, Any]]:
+    """What the shapes promised beside what was measured, in bytes."""
+    rows: list[dict[str, Any]] = []
+    measured = {
+        ("base_quant_load_ok", "weight_bytes"): ("weights in nf4", "bytes_nf4"),
+        ("merge_ok", "checkpoint_bytes"): ("merged checkpoint", "bytes_16bit"),
+        ("convert_f16_ok", "file_bytes"): ("f16 GGUF", "bytes_16bit"),
+        ("quantize_q4_ok", "file_bytes"): ("Q4_K_M GGUF", "bytes_q4_k_m"),
+    }
+    for gate in run.gates:
+        for (id, fact), (what, key) in measured.items():
+            if run.forecast and gate.expected.gate == id and fact in gate.outcome.facts:
+                what = f"{what} {gate.expected.adapter or ''}".strip()
+                rows.append({"what": what, "predicted": run.forecast[key], "measured": gate.outcome.facts[fact]})
+    for name, result in (run.training or {}).get("results", {}).items():
+        device = result.get("peak_device_bytes")
+        rows.append(
+            {
+                "what": f"training {name}, peak " + ("on the GPU" if device else "of the process"),
+                "predicted": result.get("peak_bytes_predicted"),
+                "measured": device or result.get("peak_host_bytes"),
+            }
+        )
+    return rows
+
+
+def curves(run: Run, width: int = 640, height: int = 180) -> list[dict[str, Any]]:
+    """The loss of each adapter as the points of an SVG polyline, a mean over five steps each."""
+    drawn = []
+    logged = (run.training or {}).get("curves", {})
+    losses = {name: [loss for _, loss in points] for name, points in logged.items() if points}
+    top = max((loss for values in losses.values() for loss in values), default=1.0)
+    steps = max((len(values) for values in losses.values()), default=1)
+    for name, values in losses.items():
+        smooth = [sum(part) / len(part) for at in range(len(values)) if (part := values[max(0, at - 4) : at + 1])]
+        points = [
+            f"{at / max(1, steps - 1) * width:.1f},{(1 - loss / top) * height:.1f}" for at, loss in enumerate(smooth)
+        ]
+        drawn.append({"name": name, "points": " ".join(points), "first": values[0], "last": smooth[-1], "top": top})
+    return drawn
 
 
 def answers(run: Run) -> list[dict[str, Any]]:

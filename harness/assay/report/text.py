@@ -11,7 +11,8 @@ def headline(run: Run) -> str:
     open_gates = [gate for gate in run.gates if not gate.passed]
     counts = {status: sum(gate.outcome.status is status for gate in open_gates) for status in Status}
     parts = [f"{count} {status.value}" for status, count in counts.items() if count]
-    return f"{passed} of {len(run.gates)} gates passed" + (f", {', '.join(parts)}" if parts else "")
+    nothing = "" if run.candidate["adapters"] else "no adapter to release yet: "
+    return f"{nothing}{passed} of {len(run.gates)} gates passed" + (f", {', '.join(parts)}" if parts else "")
 
 
 def subject(gate: Judged) -> str:

@@ -15,39 +15,44 @@ import numpy as np
 
 from assay.answers import classify
 from assay.checkpoint import read_header
-from assay.workers import Problem, Work, host_peak_bytes, read_prompts
-
-_BLOCK, _NESTED_BLOCK = 64, 256
+from assay.plan import Shapes, bytes_nf4
+from assay.workers import Work, read_prompts
+from assay.workers.model import end_tokens, load_nf4, peaks
+from assay.workers.plan import build
 
 
 def load(work: Work, *, base: str) -> None:
     """Facts on how the base sits in memory, and whether one forward of it is finite."""
     started = time.monotonic()
-    model, tokenizer, device = _load_nf4(base)
+    model, tokenizer, device = load_nf4(base)
     seconds = time.monotonic() - started
-    linears, expected, predicted = _expected_layers(base)
+    twin, expected = build(base)
+    shapes = Shapes(
+        parameters={name: tuple(parameter.shape) for name, parameter in twin.named_parameters()},
+        linears=frozenset(expected),
+        config=twin.config.to_dict(),
+    )
     quantized = {name: module for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
     states = [module.weight.quant_state for module in quantized.values()]
     work.stage(
         "load",
         device=device,
         load_seconds=round(seconds, 3),
-        linear_layers=linears,
         layers_in_4bit=len(quantized),
         layers_expected_in_4bit=len(expected),
-        layers_wrongly_left=sorted(set(expected) - set(quantized)),
+        layers_wrongly_left=sorted({name.removesuffix(".weight") for name in expected} - set(quantized)),
         **_left_in_16_bit(model),
         quantization_types=sorted({str(state.quant_type) for state in states}),
         double_quantization=all(bool(state.nested) for state in states),
         compute_dtypes=sorted({str(module.compute_dtype).removeprefix("torch.") for module in quantized.values()}),
         weight_bytes=_weight_bytes(model),
-        weight_bytes_predicted=predicted,
-        **_peaks(device),
+        weight_bytes_predicted=bytes_nf4(shapes, double_quantization=True),
+        **peaks(device),
     )
     logits = _last_logits(model, _render(tokenizer, "What is the capital of France?", device))
     np.save(work.folder / "logits.npy", logits)
     finite = np.isfinite(logits)
-    work.stage("forward", logits=int(logits.size), logits_not_finite=int((~finite).sum()), **_peaks(device))
+    work.stage("forward", logits=int(logits.size), logits_not_finite=int((~finite).sum()), **peaks(device))
 
 
 def mount(work: Work, *, base: str, adapter: str, base_nf4: str, prompts: str, max_new_tokens: int) -> None:
@@ -56,7 +61,7 @@ def mount(work: Work, *, base: str, adapter: str, base_nf4: str, prompts: str, m
     from peft import PeftModel
 
     started = time.monotonic()
-    model, tokenizer, device = _load_nf4(base)
+    model, tokenizer, device = load_nf4(base)
     load_seconds = round(time.monotonic() - started, 3)
     work.stage("load", device=device, load_seconds=load_seconds)
 
@@ -100,57 +105,8 @@ def mount(work: Work, *, base: str, adapter: str, base_nf4: str, prompts: str, m
         load_seconds=load_seconds,
         prefill_tokens_per_second=round(sum(a["prompt_tokens"] for a in answers.values()) / prefill_seconds, 2),
         decode_tokens_per_second=round(decoded / decode_seconds, 2) if decode_seconds else None,
-        **_peaks(device),
+        **peaks(device),
     )
-
-
-def _load_nf4(base: str) -> tuple[Any, Any, str]:
-    import bitsandbytes  # noqa: F401  # its absence is told as such, and not as a ValueError of transformers
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        base,
-        quantization_config=config,
-        dtype=torch.bfloat16,
-        device_map={"": device},
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
-    model.eval()
-    return model, AutoTokenizer.from_pretrained(base, trust_remote_code=False), device
-
-
-def _expected_layers(base: str) -> tuple[int, list[str], int]:
-    """From the config alone: how many linears, which become 4-bit, and how many bytes all weights then take."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.tie_weights()
-    head = model.get_output_embeddings()
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    expected = [name for name, module in linears.items() if module is not head]
-    packed = {id(linears[name].weight) for name in expected}
-    total = 0
-    for parameter in model.parameters():  # a tied head is listed once
-        count = parameter.numel()
-        if id(parameter) in packed:
-            blocks = -(-count // _BLOCK)
-            # packed weights, 8-bit scales, their own scales and offset, and the two look-up tables
-            total += count // 2 + blocks + 4 * -(-blocks // _NESTED_BLOCK) + 4 + 16 * 4 + 256 * 4
-        else:
-            total += 2 * count
-    return len(linears), expected, total
 
 
 def _weight_bytes(model: Any) -> int:
@@ -268,10 +224,7 @@ def _answer(model: Any, tokenizer: Any, inputs: dict[str, Any], limit: int, torc
         times.append(time.monotonic())
         return torch.zeros(1, dtype=torch.bool, device=inputs["input_ids"].device)
 
-    ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    if ends == [None]:
-        raise Problem("The base names no end token (eos_token_id) in generation_config.json. Add it.")
+    ends = end_tokens(model)
     started = time.monotonic()
     with torch.inference_mode():
         output = model.generate(
@@ -303,14 +256,4 @@ def _answer(model: Any, tokenizer: Any, inputs: dict[str, Any], limit: int, torc
         "prompt_tokens": int(inputs["input_ids"].shape[1]),
         "prefill_seconds": round(times[0] - started, 4),
         "decode_seconds": round(times[-1] - times[0], 4),
-    }
-
-
-def _peaks(device: str) -> dict[str, int | None]:
-    import torch
-
-    on_gpu = device.startswith("cuda")
-    return {
-        "peak_host_bytes": host_peak_bytes(),
-        "peak_device_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
     }

@@ -1,0 +1,210 @@
+"""`python -m train evaluate CANDIDATE`: Coverage, Format and Refusal of its adapters, in the forms they deploy in."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from assay import paths
+from assay.answers import Kind
+from assay.bases import Base
+from assay.bench import Bench
+from assay.candidate import Adapter, Candidate, read_candidate
+from assay.checkpoint import read_json
+from assay.dataset import Dataset, Sample
+from assay.errors import InputError, StepFailed
+from assay.metrics import METRICS, Score, score, summarise
+from assay.record import write_json
+from assay.steps import AskTransformers, ConvertF16, Merge, Prompts, QuantizeQ4, RunLlamaCppPython
+from assay.store import Artifact, Store
+from assay.toolchain import find_toolchain
+from rich.console import Console
+from rich.table import Table
+
+RESULT = "evaluation.json"
+EMPTY = (Kind.EMPTY, Kind.SPECIAL_ONLY, Kind.WHITE_SPACE, Kind.THINK_ONLY)
+
+
+def ask_full(bench: Bench, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Artifact:
+    """The adapter on the unquantized base: the reference of all other forms."""
+    return _ask(bench, candidate.base, adapter, prompts, limit)
+
+
+def ask_nf4(bench: Bench, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Artifact:
+    """The adapter on the base in BitsAndBytes 4-bit."""
+    return _ask(bench, candidate.base, adapter, prompts, limit, quantization="nf4")
+
+
+def ask_merged(bench: Bench, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Artifact:
+    """The merged bf16 checkpoint."""
+    merged = bench.make(Merge(base=candidate.base, adapter=adapter))
+    return _ask(bench, Base(id="merged", revision=None, path=merged.file("checkpoint")), None, prompts, limit)
+
+
+def ask_q4_k_m(bench: Bench, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Artifact:
+    """The shipped Q4_K_M GGUF, in llama-cpp-python."""
+    base, toolchain = candidate.base, find_toolchain()
+    merged = bench.make(Merge(base=base, adapter=adapter))
+    f16 = bench.make(ConvertF16(adapter=adapter, base=base, merged=merged, toolchain=toolchain))
+    q4 = bench.make(QuantizeQ4(adapter=adapter, base=base, f16=f16, toolchain=toolchain))
+    return bench.make(
+        RunLlamaCppPython(adapter=adapter, q4=q4, prompts=prompts, toolchain=toolchain, max_new_tokens=limit)
+    )
+
+
+def _ask(
+    bench: Bench, model: Base, adapter: Adapter | None, prompts: Prompts, limit: int, quantization: str = "none"
+) -> Artifact:
+    return bench.make(
+        AskTransformers(model=model, adapter=adapter, quantization=quantization, prompts=prompts, max_new_tokens=limit)
+    )
+
+
+FORMS: dict[str, Callable[[Bench, Candidate, Adapter, Prompts, int], Artifact]] = {
+    "full": ask_full,
+    "nf4": ask_nf4,
+    "merged": ask_merged,
+    "q4_k_m": ask_q4_k_m,
+}
+"""Name on the command line to how that form is asked. `full` is the adapter on the unquantized base."""
+
+
+def evaluate(
+    candidate: Candidate, *, forms: list[str], adapters: list[str], language: str | None, limit: int, say: Any = print
+) -> dict[str, Any]:
+    """Ask, score, and add the result to `evaluation.json` beside `candidate.json`.
+
+    Args:
+        forms: of `FORMS`.
+        adapters: names; each is asked the evaluation samples of the tasks that it was trained on.
+        language: of the samples; the one trained on if None.
+        limit: tokens after which an answer is cut off.
+
+    Returns:
+        The whole of `evaluation.json`: form to adapter to summary and scores.
+
+    Raises:
+        InputError: an adapter that the candidate has not, or a dataset that is not there.
+        StepFailed: a form could not be made or asked.
+    """
+    training = candidate.training
+    dataset, language = training.dataset, language or training.language
+    assert candidate.record is not None
+    tasks_of: dict[str, list[str]] = candidate.record["recipe"]["adapters"]
+    known = {adapter.name: adapter for adapter in candidate.adapters}
+    for name in adapters:
+        if name not in known:
+            raise InputError(f"{candidate.name}: no adapter {name!r}. It has {', '.join(known)}.")
+    folder = candidate.folder / "evaluation"
+    folder.mkdir(exist_ok=True)
+    bench = Bench(Store(paths.cache() / "store"), folder, f"evaluation of {candidate.name}", say=say)
+    file = candidate.folder / RESULT
+    digests = {name: known[name].digest for name in known}
+    result = _former(file, digests) or {"version": 1, "candidate": candidate.name, "digests": digests, "forms": {}}
+    for form in forms:
+        for name in adapters:
+            samples = dataset.samples("eval", tasks_of[name], language)
+            prompts = _write_prompts(folder / f"{'-'.join(tasks_of[name])}.{language}", samples)
+            artifact = FORMS[form](bench, candidate, known[name], prompts, limit)
+            answers = artifact.facts["answers"]
+            scores = [score(one, answers[one.id]["text"], Kind(answers[one.id]["kind"]), dataset) for one in samples]
+            result["forms"].setdefault(form, {})[name] = _result(scores, answers, dataset, artifact, language, limit)
+            write_json(file, result)
+    return result
+
+
+def _former(file: Path, digests: dict[str, str]) -> dict[str, Any] | None:
+    """What was measured before, if it was of the same adapters."""
+    data = read_json(file) if file.exists() else None
+    return data if data is not None and data.get("digests") == digests else None
+
+
+def _write_prompts(folder: Path, samples: list[Sample]) -> Prompts:
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob("*.txt"):
+        left.unlink()
+    for sample in samples:
+        (folder / f"{sample.id}.txt").write_text(sample.prompt, encoding="utf-8")
+    return Prompts(path=folder)
+
+
+def _result(
+    scores: list[Score],
+    answers: dict[str, dict[str, Any]],
+    dataset: Dataset,
+    artifact: Artifact,
+    language: str,
+    limit: int,
+) -> dict[str, Any]:
+    facts = artifact.facts
+    return {
+        "language": language,
+        "max_new_tokens": limit,
+        "summary": summarise(scores, dataset),
+        "why_empty": why_empty(answers),
+        "seconds": round(artifact.seconds, 1),
+        "peak_host_bytes": facts.get("peak_host_bytes"),
+        "peak_device_bytes": facts.get("peak_device_bytes"),
+        "samples": [asdict(one) | {"answer": answers[one.id]["text"]} for one in scores],
+    }
+
+
+def why_empty(answers: dict[str, dict[str, Any]]) -> str | None:
+    """What empty answers have in common, or None if there are none."""
+    empty = {name: answer for name, answer in answers.items() if Kind(answer["kind"]) in EMPTY}
+    return f"{len(empty)} of {len(answers)} answers are empty" if empty else None
+
+
+def render(result: dict[str, Any]) -> Table:
+    """One row a form, adapter and task; a share reads `16/17 ≥ 0.75`: successes, and the exact lower bound."""
+    table = Table(box=None, title=f"{result['candidate']}: share, and its exact one-sided 95 % lower bound")
+    for name in ("form", "adapter", "task", "n"):
+        table.add_column(name)
+    for metric in METRICS:
+        table.add_column(metric, no_wrap=True)
+    table.add_column("threshold: coverage, format")
+    for form, adapters in result["forms"].items():
+        for adapter, one in adapters.items():
+            for task, row in one["summary"].items():
+                shares = [f"{row[m]['share']:.2f} (≥ {row[m]['lower_bound']:.2f})" for m in METRICS]
+                judged = [
+                    f"> {row[m]['threshold']:.2f} {row[m]['judgement']}" for m in METRICS if "threshold" in row[m]
+                ]
+                table.add_row(form, adapter, task, str(row["n"]), *shares, "; ".join(judged))
+    return table
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train evaluate", description=__doc__)
+    parser.add_argument("candidate", type=Path, help="candidate.json, or its folder")
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=["full"], help="default: full")
+    parser.add_argument("--adapters", nargs="+", help="default: all")
+    parser.add_argument("--language", help="default: the one trained on")
+    parser.add_argument("--max-new-tokens", type=int, default=384)
+    arguments = parser.parse_args(argv)
+    file = arguments.candidate / "candidate.json" if arguments.candidate.is_dir() else arguments.candidate
+    candidate = read_candidate(file)
+    if not candidate.trained_here:
+        raise InputError(f"{file}: it does not say which dataset it was trained on, so nothing can be scored.")
+    names = [adapter.name for adapter in candidate.adapters]
+    try:
+        result = evaluate(
+            candidate,
+            forms=arguments.forms,
+            adapters=arguments.adapters or names,
+            language=arguments.language,
+            limit=arguments.max_new_tokens,
+        )
+    except StepFailed as problem:
+        raise InputError(f"{problem} Log: {candidate.folder / 'evaluation' / problem.log}") from None
+    console = Console()
+    console.print(render(result))
+    for form, adapters in result["forms"].items():
+        for adapter, one in adapters.items():
+            if one["why_empty"]:
+                console.print(f"{form}, {adapter}: {one['why_empty']}")
+    print(f"Written: {candidate.folder / RESULT}")
+    return 0

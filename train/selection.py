@@ -1,0 +1,256 @@
+"""`python -m train select A B …`: picks the experiment to release, and says what the figures do not show."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from assay.candidate import read_candidate
+from assay.checkpoint import read_json
+from assay.dataset import read_dataset
+from assay.errors import InputError, refuse_unknown_keys
+from assay.policy import read_toml
+from assay.statistics import CONFIDENCE, judge_share, lower_bound, paired_p
+from rich.console import Console
+from rich.table import Table
+
+from train.evaluation import FORMS, RESULT
+
+WEIGHTS = {("coverage", "all"): 0.5, ("format", "all"): 0.3, ("coverage", "style"): 0.1, ("coverage", "writing"): 0.1}
+"""The thesis's formula (section 4.5.5): metric and task to weight."""
+ADAPTER = "multitask"
+"""The adapter whose figures are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    name: str
+    n: dict[str, int]
+    """Task to number of evaluation samples."""
+    shares: dict[tuple[str, str], float]
+    """Metric and task to the share of samples that passed; what was not recorded is not in it."""
+    seconds: float | None
+    """What training took, all adapters together."""
+    measured: bool
+    """Whether `seconds` was measured, or is only somebody's word."""
+    started_at: datetime | None = None
+    passed: dict[str, dict[str, bool]] | None = None
+    """Metric to sample to whether it passed, if that is known sample by sample."""
+
+    @property
+    def missing(self) -> list[str]:
+        return [f"{task} {metric}" for metric, task in WEIGHTS if (metric, task) not in self.shares]
+
+    @property
+    def score(self) -> float | None:
+        """0.5×All_Coverage + 0.3×All_Format + 0.1×Style_Coverage + 0.1×Writing_Coverage; None if one is missing."""
+        if self.missing:
+            return None
+        return round(sum(weight * self.shares[of] for of, weight in WEIGHTS.items()), 9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    experiments: list[Experiment]
+    selected: Experiment
+    reason: str
+    doubts: list[str]
+    """What the figures do not show, a sentence each."""
+
+
+def select(experiments: list[Experiment], thresholds: dict[str, dict[str, float]]) -> Selection:
+    """The highest score; among equal ones the lowest training cost.
+
+    Raises:
+        InputError: no experiment has all the figures that the score needs.
+    """
+    scored = [one for one in experiments if one.score is not None]
+    if not scored:
+        raise InputError(f"No experiment can be scored: {experiments[0].name} lacks {experiments[0].missing[0]}.")
+    best = max(one.score for one in scored if one.score is not None)
+    tied = [one for one in scored if one.score == best]
+    selected = min(tied, key=lambda one: float("inf") if one.seconds is None else one.seconds)
+    reason = f"score {best:.4f}"
+    if len(tied) > 1:
+        others = ", ".join(one.name for one in tied if one is not selected)
+        reason += f", the same as {others}; it took the least time to train"
+        if not all(one.measured for one in tied):
+            reason += " (as stated, not as measured)"
+    doubts = [
+        *_unscored(experiments),
+        *_times(experiments),
+        *_noise(selected, [one for one in experiments if one is not selected]),
+        *_unproved(selected, thresholds),
+    ]
+    return Selection(experiments=experiments, selected=selected, reason=reason, doubts=doubts)
+
+
+def _unscored(experiments: list[Experiment]) -> Iterable[str]:
+    for one in experiments:
+        if one.missing:
+            yield f"{one.name} has no score: {', '.join(one.missing)} not recorded."
+
+
+def _times(experiments: list[Experiment]) -> Iterable[str]:
+    started = sorted(
+        (one for one in experiments if one.started_at), key=lambda one: one.started_at or datetime.now(UTC)
+    )
+    for one, following in pairwise(started):
+        assert one.started_at is not None
+        assert following.started_at is not None
+        gap = (following.started_at - one.started_at).total_seconds()
+        if one.seconds is not None and one.seconds > gap:
+            yield (
+                f"{one.name} is said to have taken {_minutes(one.seconds)}, but {following.name} began "
+                f"{_minutes(gap)} after it."
+            )
+
+
+def _noise(selected: Experiment, others: list[Experiment]) -> Iterable[str]:
+    """One line for each other experiment: does anything set it apart from the selected one?"""
+    for other in others:
+        tests = [_paired(selected, other, metric) for metric in ("coverage", "format")]
+        known = [test for test in tests if test is not None]
+        if not known:
+            continue
+        least = min(p for _, p in known)
+        words = "; ".join(text for text, _ in known)
+        verdict = "equal within noise" if least >= 1 - CONFIDENCE else "a real difference"
+        yield f"{selected.name} against {other.name}: {verdict} ({words}; exact McNemar)."
+
+
+def _paired(one: Experiment, other: Experiment, metric: str) -> tuple[str, float] | None:
+    if one.passed and other.passed and one.passed[metric].keys() == other.passed[metric].keys():
+        pairs = [(passed, other.passed[metric][id]) for id, passed in one.passed[metric].items()]
+        p = paired_p(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
+        return f"{metric} p = {p:.4f}", p
+    key = (metric, "all")
+    if key not in one.shares or key not in other.shares or one.n["all"] != other.n["all"]:
+        return None
+    # Only totals are known. They disagree least where one is right wherever the other is: no p can be smaller.
+    gained = round(one.shares[key] * one.n["all"]) - round(other.shares[key] * other.n["all"])
+    p = paired_p(max(gained, 0), max(-gained, 0))
+    return f"{metric} p = {p:.4f} at best, only totals are known", p
+
+
+def _unproved(selected: Experiment, thresholds: dict[str, dict[str, float]]) -> Iterable[str]:
+    for task, wanted in thresholds.items():
+        for metric, threshold in wanted.items():
+            if (metric, task) not in selected.shares:
+                continue
+            n = selected.n[task]
+            right = round(selected.shares[metric, task] * n)
+            judgement = judge_share(right, n, threshold)
+            if judgement != "met":
+                bound = lower_bound(right, n)
+                yield (
+                    f"{selected.name}, {task} {metric} > {threshold:.2f}: {judgement}; "
+                    f"{right} of {n} shows ≥ {bound:.3f}."
+                )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+def from_candidate(folder: Path, form: str) -> Experiment:
+    """What `python -m train` and `python -m train evaluate` measured of one candidate.
+
+    Raises:
+        InputError: it was not trained here, or that form was not evaluated.
+    """
+    candidate = read_candidate(folder / "candidate.json")
+    result = read_json(folder / RESULT) if (folder / RESULT).exists() else {"forms": {}}
+    one = result["forms"].get(form, {}).get(ADAPTER)
+    if one is None or candidate.record is None:
+        raise InputError(
+            f"{folder / RESULT}: no figures of {ADAPTER} in the form {form}. "
+            f"Measure them: python -m train evaluate {folder} --forms {form}"
+        )
+    return Experiment(
+        name=candidate.name,
+        n={task: row["n"] for task, row in one["summary"].items()},
+        shares={
+            (metric, task): row[metric]["share"]
+            for task, row in one["summary"].items()
+            for metric in ("coverage", "format", "refusal")
+        },
+        seconds=sum(trained["seconds"] for trained in candidate.record["results"].values()),
+        measured=True,
+        passed={metric: {s["id"]: s[metric] for s in one["samples"]} for metric in ("coverage", "format")},
+    )
+
+
+def from_figures(file: Path) -> list[Experiment]:
+    """Experiments from a TOML file of totals, as `train/figures/thesis-4.5.5.toml`."""
+    found = []
+    for entry in read_toml(file, {"experiment"}).get("experiment", []):
+        refuse_unknown_keys(
+            f"{file} [[experiment]]", entry, ["name", "run", "stated_minutes", "n", "coverage", "format", "refusal"]
+        )
+        stamp = re.search(r"\d{8}_\d{6}", entry.get("run", ""))
+        minutes = entry.get("stated_minutes")
+        shares = {
+            (metric, task): share
+            for metric in ("coverage", "format", "refusal")
+            for task, share in entry.get(metric, {}).items()
+        }
+        found.append(
+            Experiment(
+                name=entry["name"],
+                n=entry["n"],
+                shares=shares,
+                seconds=None if minutes is None else 60.0 * minutes,
+                measured=False,
+                started_at=datetime.strptime(stamp[0], "%Y%m%d_%H%M%S").replace(tzinfo=UTC) if stamp else None,
+            )
+        )
+    if not found:
+        raise InputError(f"{file}: no [[experiment]] in it.")
+    return found
+
+
+def render(selection: Selection) -> Table:
+    table = Table(box=None)
+    table.add_column("experiment")
+    names = [f"{task} {metric}" for metric, task in WEIGHTS]
+    for name in (*names, "score", "training"):
+        table.add_column(name, justify="right")
+    for one in selection.experiments:
+        shares = [f"{one.shares[of]:.2f}" if of in one.shares else "–" for of in WEIGHTS]
+        score = "–" if one.score is None else f"{one.score:.4f}"
+        cost = "–" if one.seconds is None else _minutes(one.seconds) + ("" if one.measured else " (stated)")
+        mark = " ←" if one is selection.selected else ""
+        table.add_row(one.name + mark, *shares, score, cost)
+    return table
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train select", description=__doc__)
+    parser.add_argument("candidates", nargs="*", type=Path, help="folders of evaluated candidates")
+    parser.add_argument("--figures", type=Path, help="totals from elsewhere: a TOML file as in train/figures/")
+    parser.add_argument("--form", choices=list(FORMS), default="full", help="the deployed form to compare")
+    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="whose thresholds apply")
+    arguments = parser.parse_args(argv)
+    experiments: list[Experiment] = [from_candidate(folder, arguments.form) for folder in arguments.candidates]
+    experiments += from_figures(arguments.figures) if arguments.figures else []
+    if not experiments:
+        raise InputError("Nothing to select from: name folders of evaluated candidates, or --figures FILE.")
+    names: list[Any] = [one.name for one in experiments]
+    if len(set(names)) < len(names):
+        raise InputError(f"Two experiments are called {max(names, key=names.count)!r}.")
+    selection = select(experiments, read_dataset(arguments.data).thresholds)
+    console = Console()
+    console.print(render(selection))
+    console.print(f"\nSelected: {selection.selected.name}, {selection.reason}.")
+    if selection.doubts:
+        console.print("\nWhat the figures do not show:")
+        for doubt in selection.doubts:
+            console.print(f"- {doubt}", highlight=False)
+    return 0
