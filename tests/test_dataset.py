@@ -69,20 +69,35 @@ def test_the_two_languages_are_counterparts() -> None:
 
 
 STYLE = "train/style.en.jsonl"
-SPOILED: list[tuple[str, str, int, Callable[[dict[str, Any]], object], str, str]] = [
-    ("comma", STYLE, 2, lambda s: json.dumps(s).replace(", ", ",, ", 1), "data_parse", r"style\.en\.jsonl line 3 column"),
+Change = Callable[[dict[str, Any]], object]
+
+
+def without(field: str) -> Change:
+    return lambda sample: {name: value for name, value in sample.items() if name != field}
+
+
+def retitled(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample | {"answer": sample["answer"].replace("Conclusion", "Result")}
+
+
+def hollow(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample | {"answer": "\n".join(headings(sample["answer"]))}
+
+
+SPOILED: list[tuple[str, str, int, Change, str, str]] = [
+    ("comma", STYLE, 2, lambda s: json.dumps(s).replace(", ", ",, ", 1), "data_parse", r"\.en\.jsonl line 3 column"),
     ("not an object", STYLE, 2, lambda s: "[1]", "data_fields", "line 3"),
-    ("no answer", STYLE, 0, lambda s: {k: v for k, v in s.items() if k != "answer"}, "data_fields", "'answer' is missing"),
+    ("no answer", STYLE, 0, without("answer"), "data_fields", "'answer' is missing"),
     ("empty answer", STYLE, 0, lambda s: s | {"answer": " "}, "data_fields", r"line 1 at \['answer'\]"),
     ("unknown field", STYLE, 0, lambda s: s | {"answr": "x"}, "data_fields", "answr"),
-    ("no chapter", STYLE, 0, lambda s: {k: v for k, v in s.items() if k != "chapter"}, "data_fields", "has a chapter"),
+    ("no chapter", STYLE, 0, without("chapter"), "data_fields", "has a chapter"),
     ("wrong file", STYLE, 0, lambda s: s | {"language": "zh"}, "data_fields", "in the file of 'style' in 'en'"),
     ("eval in train", STYLE, 0, lambda s: s | {"origin": "eval"}, "data_fields", "style-01 has origin 'eval'"),
-    ("wrong heading", STYLE, 0, lambda s: s | {"answer": s["answer"].replace("Conclusion", "Result")}, "data_template", "Result"),
+    ("wrong heading", STYLE, 0, retitled, "data_template", "Result"),
     ("heading twice", STYLE, 0, lambda s: s | {"answer": s["answer"] * 2}, "data_template", "each once, in order"),
-    ("empty section", STYLE, 0, lambda s: s | {"answer": "\n".join(headings(s["answer"]))}, "data_template", "text below"),
+    ("empty section", STYLE, 0, hollow, "data_template", "text below"),
     ("preface", STYLE, 0, lambda s: s | {"answer": "Sure! " + s["answer"]}, "data_template", "each once"),
-    ("repeated", STYLE, 0, lambda s: s | {"prompt": "Why is the speed of a rod on rails limited?!"}, "", ""),
+    ("a harmless rewording", STYLE, 0, lambda s: s | {"prompt": s["prompt"] + " Please."}, "", ""),
     ("no such key point", STYLE, 0, lambda s: s | {"key_points": [["phlogiston"]]}, "data_references", "phlogiston"),
     ("decline unsaid", STYLE, 0, lambda s: s | {"should_refuse": True}, "data_references", "style-01 .en.: refusal"),
 ]  # fmt: skip
@@ -92,7 +107,7 @@ SPOILED: list[tuple[str, str, int, Callable[[dict[str, Any]], object], str, str]
     ("file", "place", "how", "gate", "said"), [row[1:] for row in SPOILED], ids=[row[0] for row in SPOILED]
 )
 def test_a_spoiled_sample_fails_the_gate_that_guards_it_and_no_other_of_its_kind(
-    copy: Path, tmp_path: Path, file: str, place: int, how: Callable[[dict[str, Any]], object], gate: str, said: str
+    copy: Path, tmp_path: Path, file: str, place: int, how: Change, gate: str, said: str
 ) -> None:
     change(copy / file, place, how)
     facts = {**HEALTHY, "dataset.read": {"read": read_facts(copy, tmp_path)}}

@@ -57,6 +57,8 @@ def test_every_recipe_trains_the_three_adapters() -> None:
         ("warmup_ratio = 0.1", 'warmup_ratio = "0.1"', "warmup_ratio = '0.1'; float expected"),
         ("rank = 16", "rank = -1", "lora.rank = -1; a number above 0 expected"),
         ('quantization = "none"', 'quantization = "fp4"', "nf4 or none expected"),
+        ("[epochs_of]\nstyle = 2", "[epochs_of]\nstil = 2", "unknown key 'stil'. Did you mean 'style'"),
+        ("[epochs_of]\nstyle = 2", "[epochs_of]\nstyle = 0", "style = 0; a whole number above 0 expected"),
     ],
 )
 def test_a_wrong_recipe_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -111,13 +113,14 @@ TINY = [
     "--language=en",
     "--set=lora.dropout=0.1",
     "--set=epochs=2",
+    "--set=epochs_of={}",
     "--set=lora.last_blocks=0",
     '--set=adapters={style=["style"], writing=["writing"]}',
 ]
-"""Two adapters on a random model of two blocks: seconds. A resumed run must draw the same random numbers for dropout."""
+"""Two adapters on a random model of two blocks: seconds. Dropout, for a resumed run must draw the same numbers."""
 
 
-def start(base: Base, out: Path, *more: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start(base: Base, out: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "train", "quickstart", "--base", str(base.path), "--out", str(out), *TINY, *more]
     return subprocess.Popen(
         command,
@@ -126,7 +129,6 @@ def start(base: Base, out: Path, *more: str, env: dict[str, str] | None = None) 
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, **(env or {})},
     )
 
 
@@ -196,7 +198,7 @@ def test_a_training_killed_at_random_points_ends_in_the_same_bytes(trained: Path
     """Steps, over both adapters, after which the process and all its children are killed."""
     log = tmp_path / ".quickstart.part" / "train_log.jsonl"
     for point in points:
-        process = start(base, tmp_path, env={"ASSAY_SECONDS_BETWEEN_CHECKPOINTS": "0.5"})
+        process = start(base, tmp_path)
         while process.poll() is None and (not log.exists() or log.read_text().count("\n") < point):
             time.sleep(0.005)
         assert process.poll() is None, process.stdout.read() if process.stdout else ""

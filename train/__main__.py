@@ -59,7 +59,8 @@ def _train(argv: list[str]) -> int:
     from train.training import train
 
     for recipe in recipes:
-        print(f"Candidate: {train(recipe, dataset, arguments.out)}", flush=True)
+        if candidate := train(recipe, dataset, arguments.out):
+            print(f"Candidate: {candidate}", flush=True)
     return 0
 
 

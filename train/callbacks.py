@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("ASSAY_SECONDS_BETWEEN_CHECKPOINTS", "20"))
 _WHOLE = "whole"
 """The file that marks a checkpoint as finished: a killed training may leave half of one."""
 
@@ -80,19 +78,12 @@ class Log(TrainerCallback):  # type: ignore[misc]
             self.progress.stop()
 
 
-class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """A checkpoint every twenty seconds, marked when it is whole. Saving draws no random number."""
-
-    def __init__(self) -> None:
-        self.last = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if time.monotonic() - self.last >= SECONDS_BETWEEN_CHECKPOINTS and state.global_step < state.max_steps:
-            control.should_save = True
+class MarkCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Marks a checkpoint when all of it is written."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
-        self.last = time.monotonic()
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
 
 
 def newest_checkpoint(folder: Path) -> str | None:

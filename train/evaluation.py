@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 
 RESULT = "evaluation.json"
-EMPTY = (Kind.EMPTY, Kind.SPECIAL_ONLY, Kind.WHITE_SPACE, Kind.THINK_ONLY)
 
 
 def ask_full(bench: Bench, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Artifact:
@@ -111,7 +110,9 @@ def evaluate(
             artifact = FORMS[form](bench, candidate, known[name], prompts, limit)
             answers = artifact.facts["answers"]
             scores = [score(one, answers[one.id]["text"], Kind(answers[one.id]["kind"]), dataset) for one in samples]
-            result["forms"].setdefault(form, {})[name] = _result(scores, answers, dataset, artifact, language, limit)
+            measured = _result(scores, answers, dataset, artifact, language, limit)
+            measured["why_empty"] = why_empty(answers, candidate.record.get("results", {}).get(name))
+            result["forms"].setdefault(form, {})[name] = measured
             write_json(file, result)
     return result
 
@@ -144,7 +145,6 @@ def _result(
         "language": language,
         "max_new_tokens": limit,
         "summary": summarise(scores, dataset),
-        "why_empty": why_empty(answers),
         "seconds": round(artifact.seconds, 1),
         "peak_host_bytes": facts.get("peak_host_bytes"),
         "peak_device_bytes": facts.get("peak_device_bytes"),
@@ -152,29 +152,65 @@ def _result(
     }
 
 
-def why_empty(answers: dict[str, dict[str, Any]]) -> str | None:
-    """What empty answers have in common, or None if there are none."""
-    empty = {name: answer for name, answer in answers.items() if Kind(answer["kind"]) in EMPTY}
-    return f"{len(empty)} of {len(answers)} answers are empty" if empty else None
+def why_empty(answers: dict[str, dict[str, Any]], trained: dict[str, Any] | None) -> str | None:
+    """What made answers empty, or None if none is: the causes that docs/evidence/empty-adapter.md found.
+
+    Args:
+        answers: what a form said, by sample.
+        trained: the adapter's entry in `training.results`, if it was trained here.
+    """
+    kinds = {name: Kind(answer["kind"]) for name, answer in answers.items()}
+    empty = [name for name, kind in kinds.items() if not kind.says_something]
+    if not empty:
+        return None
+    first, losses = answers[empty[0]], trained or {}
+    said = f"{len(empty)} of {len(answers)} answers are empty ({kinds[empty[0]].value})"
+    if losses and not losses["last_loss"] < losses["first_loss"]:
+        return (
+            f"{said}: training diverged, the loss went from {losses['first_loss']:.2f} to {losses['last_loss']:.2f}. "
+            "Lower the learning rate."
+        )
+    if kinds[empty[0]] is Kind.EMPTY:
+        chance, forced = first.get("p_end_at_first_position"), first.get("text_when_forced")
+        known = f" (P(end) = {chance:.2f})" if chance is not None else ""
+        behind = f" Made to go on it says {forced[:60]!r}." if forced else ""
+        return (
+            f"{said}: the end token comes first{known}. It was learned as the first token of an answer: samples with "
+            "an empty or cut answer, an end token after the prompt, or a mask that hides all but the end. "
+            f"`data_labels_ok` names such samples.{behind}"
+        )
+    if kinds[empty[0]] is Kind.THINK_ONLY:
+        return f"{said}: it only thinks. Allow more tokens, or train with the thinking switch that is served."
+    return f"{said}: the cause is not known. Keep the answers and train_log.jsonl."
 
 
 def render(result: dict[str, Any]) -> Table:
-    """One row a form, adapter and task; a share reads `16/17 ≥ 0.75`: successes, and the exact lower bound."""
+    """One row a form, adapter and task; a share is followed by its exact lower bound."""
     table = Table(box=None, title=f"{result['candidate']}: share, and its exact one-sided 95 % lower bound")
-    for name in ("form", "adapter", "task", "n"):
-        table.add_column(name)
-    for metric in METRICS:
-        table.add_column(metric, no_wrap=True)
-    table.add_column("threshold: coverage, format")
+    for name in ("form", "adapter", "task", "n", "coverage", "format", "refusal"):
+        table.add_column(name, no_wrap=True, justify="right" if name == "n" else "left")
     for form, adapters in result["forms"].items():
         for adapter, one in adapters.items():
             for task, row in one["summary"].items():
-                shares = [f"{row[m]['share']:.2f} (≥ {row[m]['lower_bound']:.2f})" for m in METRICS]
-                judged = [
-                    f"> {row[m]['threshold']:.2f} {row[m]['judgement']}" for m in METRICS if "threshold" in row[m]
-                ]
-                table.add_row(form, adapter, task, str(row["n"]), *shares, "; ".join(judged))
+                shares = [f"{row[m]['share']:.2f} ≥ {row[m]['lower_bound']:.2f}" for m in METRICS]
+                table.add_row(form, adapter, task, str(row["n"]), *shares)
     return table
+
+
+def judgements(result: dict[str, Any]) -> list[str]:
+    """A line for each threshold: met, not met, or cannot be shown with so few samples; and why answers are empty."""
+    lines = []
+    for form, adapters in result["forms"].items():
+        for adapter, one in adapters.items():
+            for task, row in one["summary"].items():
+                for metric in METRICS:
+                    if "threshold" in row[metric]:
+                        share = f"{row[metric]['successes']} of {row['n']}"
+                        wanted = f"{metric} > {row[metric]['threshold']:.2f}: {row[metric]['judgement']}"
+                        lines.append(f"{form}, {adapter}, {task}: {wanted} ({share})")
+            if one["why_empty"]:
+                lines.append(f"{form}, {adapter}: {one['why_empty']}")
+    return lines
 
 
 def main(argv: list[str]) -> int:
@@ -202,9 +238,8 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{problem} Log: {candidate.folder / 'evaluation' / problem.log}") from None
     console = Console()
     console.print(render(result))
-    for form, adapters in result["forms"].items():
-        for adapter, one in adapters.items():
-            if one["why_empty"]:
-                console.print(f"{form}, {adapter}: {one['why_empty']}")
+    console.print()
+    for line in judgements(result):
+        console.print(f"- {line}", highlight=False)
     print(f"Written: {candidate.folder / RESULT}")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -48,9 +48,17 @@ class Recipe:
     lora: Lora
     adapters: dict[str, list[str]]
     """Adapter name to the tasks it is trained on."""
+    epochs_of: dict[str, int] = field(default_factory=dict)
+    """Adapters that are trained for another number of epochs than `epochs`."""
+
+    def epochs_for(self, adapter: str) -> int:
+        return self.epochs_of.get(adapter, self.epochs)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+_OPTIONAL = {one.name for one in fields(Recipe) if one.default_factory is not MISSING}
 
 
 def recipe_names() -> list[str]:
@@ -72,15 +80,15 @@ def read_recipe(name: str, changes: list[str] | None = None) -> Recipe:
         path = Path(name)
     if not path.exists():
         raise InputError(f"{name}: no such recipe. There are {', '.join(recipe_names())}; or name a TOML file.")
-    known = {field.name for field in fields(Recipe) if field.name != "name"}
+    known = {one.name for one in fields(Recipe) if one.name != "name"}
     data = read_toml(path, known)
     for change in changes or []:
         _apply(change, data)
-    for section, keys in (("", known), ("lora", {field.name for field in fields(Lora)})):
+    for section, keys in (("", known), ("lora", {one.name for one in fields(Lora)})):
         table = data.get(section, {}) if section else data
         where = f"{path} [{section}]" if section else str(path)
         refuse_unknown_keys(where, table, keys)
-        if lacking := sorted(keys - set(table)):
+        if lacking := sorted(keys - _OPTIONAL - set(table)):
             raise InputError(f"{where}: the key {lacking[0]!r} is missing.")
     recipe = Recipe(name=path.stem, **{**data, "lora": Lora(**data["lora"])})
     _refuse_nonsense(path, recipe)
@@ -122,5 +130,9 @@ def _refuse_nonsense(path: Path, recipe: Recipe) -> None:
             raise InputError(f"{path}: {key} = {number!r}; a number above 0 expected.")
     if recipe.quantization not in ("nf4", "none"):
         raise InputError(f"{path}: quantization = {recipe.quantization!r}; nf4 or none expected.")
+    refuse_unknown_keys(f"{path} [epochs_of]", recipe.epochs_of, recipe.adapters)
+    for adapter, epochs in recipe.epochs_of.items():
+        if type(epochs) is not int or epochs <= 0:
+            raise InputError(f"{path} [epochs_of]: {adapter} = {epochs!r}; a whole number above 0 expected.")
     if not recipe.adapters:
         raise InputError(f'{path} [adapters]: at least one line expected, as in style = ["style"].')

@@ -36,15 +36,17 @@ from transformers import (
     set_seed,
 )
 
-from train.callbacks import KeepCheckpoints, Log, kept_lines, newest_checkpoint
+from train.callbacks import Log, MarkCheckpoints, kept_lines, newest_checkpoint
 from train.gradients import check_4bit_gradients
 from train.recipe import Recipe
 
 LOG = "train_log.jsonl"
+CHECKPOINTS = 10
+"""Of one training: a kill costs a tenth of it at most. By steps and not by time, so that all processes agree."""
 
 
-def train(recipe: Recipe, dataset: Dataset, out: Path) -> Path:
-    """Train every adapter of the recipe; returns `candidate.json`.
+def train(recipe: Recipe, dataset: Dataset, out: Path) -> Path | None:
+    """Train every adapter of the recipe; returns `candidate.json`, or None in all processes but the first.
 
     The folder appears under its final name whole or not at all. A training that was killed leaves its checkpoints, and
     the same command goes on from them. The same seed gives the same adapters on one machine, killed or not.
@@ -64,7 +66,7 @@ def train(recipe: Recipe, dataset: Dataset, out: Path) -> Path:
             if not (part / f"adapter_{name}.json").exists():
                 _train_one(recipe, name, base, dataset, part)
             state.wait_for_everyone()
-        return out / recipe.name / "candidate.json"
+        return None
     lock = FileLock(out / f".{recipe.name}.lock", timeout=0)
     try:
         lock.acquire()
@@ -166,7 +168,6 @@ def judge_data(part: Path) -> None:
     for gate in open_gates:
         print(f"{gate.outcome.status} {gate.expected.gate}: {gate.outcome.reason}", file=sys.stderr, flush=True)
     if open_gates:
-        shutil.rmtree(part)
         first = open_gates[0]
         raise InputError(
             f"{len(open_gates)} of {len(gates)} data gates do not pass, {first.expected.gate} first: "
@@ -199,18 +200,20 @@ def _train_one(recipe: Recipe, name: str, base: Base, dataset: Dataset, part: Pa
             f"batch_size {recipe.batch_size} cannot be shared by {processes} processes. "
             f"Set one that can: --set batch_size={processes * max(1, recipe.batch_size // processes)}."
         )
-    steps = -(-len(rows) // recipe.batch_size) * recipe.epochs
+    epochs = recipe.epochs_for(name)
+    steps = -(-len(rows) // recipe.batch_size) * epochs
     scratch = part / f"checkpoints-{name}"
     arguments = TrainingArguments(
         output_dir=str(scratch),
-        num_train_epochs=recipe.epochs,
+        num_train_epochs=epochs,
         per_device_train_batch_size=recipe.batch_size // processes,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=int(recipe.warmup_ratio * steps),
         seed=recipe.seed,
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=-(-steps // CHECKPOINTS),
         save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
@@ -219,13 +222,13 @@ def _train_one(recipe: Recipe, name: str, base: Base, dataset: Dataset, part: Pa
         ddp_find_unused_parameters=False,
     )
     checkpoint = newest_checkpoint(scratch)
-    log = Log(part / LOG, name, sum(len(row["input_ids"]) for row in rows) * recipe.epochs, steps)
+    log = Log(part / LOG, name, sum(len(row["input_ids"]) for row in rows) * epochs, steps)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
-        callbacks=[log, KeepCheckpoints()],
+        callbacks=[log, MarkCheckpoints()],
     )
     # It prints each log line as a dict; the bar and train_log.jsonl say the same better.
     trainer.remove_callback(PrinterCallback)
