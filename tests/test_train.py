@@ -226,21 +226,12 @@ def test_another_recipe_does_not_go_on_from_a_killed_one(base: Base, tmp_path: P
 
 
 def test_two_processes_train_one_adapter_together(base: Base, tmp_path: Path) -> None:
-    """`accelerate launch` on two processes of the CPU: the same code path as two GPUs."""
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "train", "quickstart"]
+    """Two processes of the CPU, started as `accelerate launch` starts two GPUs' (it needs MPI to start two on a CPU)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "train", "quickstart"]
     command += ["--base", str(base.path), "--out", str(tmp_path), *TINY, "--set=batch_size=2", "--set=epochs=1"]
+    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        command, cwd=paths.REPOSITORY, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command, cwd=paths.REPOSITORY, capture_output=True, text=True, env={**os.environ, **own}, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     candidate = read_candidate(tmp_path / "quickstart" / "candidate.json")
@@ -266,7 +257,8 @@ def test_nothing_is_trained_on_data_that_fails_a_gate(base: Base, tmp_path: Path
     data = Path(shutil.copytree(DATA, tmp_path / "data"))
     held_out = json.loads((data / "eval" / "style.en.jsonl").read_text().splitlines()[0])
     lines = (data / "train" / "style.en.jsonl").read_text().splitlines()
-    lines[-1] = json.dumps(held_out | {"id": "style-35", "origin": "added"})
+    reworded = {"id": "style-35", "origin": "added", "prompt": "Tell me: " + held_out["prompt"]}
+    lines[-1] = json.dumps(held_out | reworded)
     (data / "train" / "style.en.jsonl").write_text("\n".join(lines) + "\n")
     said = refused(base, tmp_path / "out", "--data", str(data))
     assert "data_no_leak_ok first: style-35 (en) is nearly style-eval-01" in said

@@ -63,7 +63,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
             file.write(json.dumps(line) + "\n")
         speed = self.tokens * state.global_step / self.steps / seconds
         self.progress.update(self.bar, completed=state.global_step, loss=numbers["loss"], speed=speed)
-        tenth = max(1, self.steps // 10)
+        tenth = -(-self.steps // 10)
         if self.progress.disable and state.global_step % tenth == 0:
             left = seconds / state.global_step * (self.steps - state.global_step)
             print(

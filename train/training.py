@@ -57,7 +57,8 @@ def train(recipe: Recipe, dataset: Dataset, out: Path) -> Path | None:
     """
     base = find_base(recipe.base)
     out.mkdir(parents=True, exist_ok=True)
-    state = PartialState()
+    # Without a GPU it has to be told so, or it does not see the other processes.
+    state = PartialState(cpu=not torch.cuda.is_available())
     if not state.is_main_process:
         # `accelerate launch`: the first process prepares and writes, the others only compute.
         state.wait_for_everyone()
