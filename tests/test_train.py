@@ -189,7 +189,7 @@ def linears_of(base: Base) -> list[dict[str, int]]:
 
 
 KILLS = int(os.environ.get("ASSAY_TEST_KILLS", "3"))
-"""docs/evidence/v3-on-one-gpu.md tells of ten."""
+"""docs/evidence/quickstart-on-two-cores.md tells of ten."""
 
 
 def test_a_training_killed_at_random_points_ends_in_the_same_bytes(trained: Path, base: Base, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_another_recipe_does_not_go_on_from_a_killed_one(base: Base, tmp_path: P
 
 
 def test_two_processes_train_one_adapter_together(base: Base, tmp_path: Path) -> None:
-    """Two processes of the CPU, started as `accelerate launch` starts two GPUs' (it needs MPI to start two on a CPU)."""
+    """Two processes of the CPU, as `accelerate launch` starts them for two GPUs (for a CPU it would need MPI)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "train", "quickstart"]
     command += ["--base", str(base.path), "--out", str(tmp_path), *TINY, "--set=batch_size=2", "--set=epochs=1"]
     own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -99,6 +100,8 @@ def evaluate(
             raise InputError(f"{candidate.name}: no adapter {name!r}. It has {', '.join(known)}.")
     folder = candidate.folder / "evaluation"
     folder.mkdir(exist_ok=True)
+    # A failure is remembered for one run, and each evaluation is one.
+    shutil.rmtree(folder / "steps", ignore_errors=True)
     bench = Bench(Store(paths.cache() / "store"), folder, f"evaluation of {candidate.name}", say=say)
     file = candidate.folder / RESULT
     digests = {name: known[name].digest for name in known}

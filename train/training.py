@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,11 @@ from assay.errors import InputError
 from assay.record import write_json
 from assay.step import digest_files
 from assay.workers import host_peak_bytes
-from assay.workers.model import full_dtype
+from assay.workers.model import full_dtype, load_full, load_nf4
 from filelock import FileLock, Timeout
 from peft import LoraConfig, get_peft_model
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     DataCollatorForSeq2Seq,
     PrinterCallback,
     Trainer,
@@ -89,7 +88,7 @@ def _train_all(recipe: Recipe, dataset: Dataset, out: Path, base: Base, state: P
         "training": {
             "recipe": recipe.as_json(),
             "dataset": {"name": dataset.name, "path": os.path.relpath(dataset.path, final), "digest": dataset.digest},
-            "torch": torch.__version__,
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
             "processes": state.num_processes,
         },
     }
@@ -290,19 +289,9 @@ def encode_samples(recipe: Recipe, name: str, dataset: Dataset, tokenizer: Any) 
 def load_base(recipe: Recipe, path: Path) -> Any:
     """The frozen base: nf4 with double quantization on CUDA if the recipe says so, else 16 or 32 bits."""
     if not in_4bit(recipe):
-        return AutoModelForCausalLM.from_pretrained(path, dtype=full_dtype(), use_safetensors=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=torch.bfloat16,
-        use_safetensors=True,
-        device_map={"": PartialState().local_process_index},
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        ),
-    )
+        model, _, _ = load_full(str(path))
+        return model
+    model, _, _ = load_nf4(str(path))
     check_4bit_gradients(model)
     return model
 

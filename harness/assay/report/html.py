@@ -31,6 +31,7 @@ def render_html(run: Run) -> str:
         headline=headline(run),
         gates=gates,
         predictions=predictions(run),
+        training=training(run),
         curves=curves(run),
         performance=performance(run),
         answers=answers(run),
@@ -93,6 +94,21 @@ def predictions(run: Run) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def training(run: Run) -> dict[str, Any] | None:
+    """How the adapters were trained: a sentence on the recipe, and a row for each."""
+    if not run.training:
+        return None
+    recipe, results = run.training.get("recipe", {}), run.training.get("results", {})
+    lora = recipe.get("lora", {})
+    columns = ("held_in", "samples", "steps", "seconds", "tokens_per_second", "first_loss", "last_loss")
+    return {
+        "recipe": f"Recipe {recipe.get('name')}: learning rate {recipe.get('learning_rate')}, r={lora.get('rank')} on "
+        f"{', '.join(lora.get('targets', []))}, seed {recipe.get('seed')}, language {recipe.get('language', 'en')}.",
+        "rows": [{"adapter": name, **{key: one.get(key) for key in columns}} for name, one in results.items()],
+        "forms": (run.training.get("evaluation") or {}).get("forms", {}),
+    }
 
 
 def curves(run: Run, width: int = 640, height: int = 180) -> list[dict[str, Any]]:
