@@ -46,7 +46,9 @@ class Log(TrainerCallback):  # type: ignore[misc]
             console=console,
             disable=not console.is_terminal,
         )
-        self.bar = self.progress.add_task(self.adapter, total=self.steps, loss=float("nan"), speed=0.0)
+        self.bar = self.progress.add_task(
+            self.adapter, total=self.steps, completed=state.global_step, loss=float("nan"), speed=0.0
+        )
         self.progress.start()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -107,7 +108,8 @@ def _train_all(recipe: Recipe, dataset: Dataset, out: Path, base: Base, state: P
             "path": f"adapter_{name}",
             "digest": digest_files(part / f"adapter_{name}", [CONFIG, WEIGHTS]),
         }
-        print(f"{name}: {json.dumps(results[name])}", flush=True)
+        said = "{steps} steps in {seconds:.0f} s, {tokens_per_second:.0f} tokens/s, loss {first_loss:.2f} → {last_loss:.2f}"
+        print(f"{name}: {said.format(**results[name])}", flush=True)
     for left in (*part.glob("adapter_*.json"), part / "planned.json"):
         left.unlink()
     shutil.rmtree(part / "data-gates")
@@ -178,6 +180,7 @@ def judge_data(part: Path) -> None:
 
 def _train_one(recipe: Recipe, name: str, base: Base, dataset: Dataset, part: Path) -> dict[str, Any]:
     """Train one adapter into `part`; returns what was measured."""
+    gc.collect()  # the former adapter's trainer and model refer to each other
     set_seed(recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     rows = encode_samples(recipe, name, dataset, tokenizer)

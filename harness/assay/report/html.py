@@ -123,7 +123,7 @@ def curves(run: Run, width: int = 640, height: int = 180) -> list[dict[str, Any]
         points = [
             f"{at / max(1, steps - 1) * width:.1f},{(1 - loss / top) * height:.1f}" for at, loss in enumerate(smooth)
         ]
-        drawn.append({"name": name, "points": " ".join(points), "first": values[0], "last": smooth[-1], "top": top})
+        drawn.append({"name": name, "points": " ".join(points), "steps": steps, "top": top})
     return drawn
 
 
