@@ -108,7 +108,9 @@ def _train_all(recipe: Recipe, dataset: Dataset, out: Path, base: Base, state: P
             "path": f"adapter_{name}",
             "digest": digest_files(part / f"adapter_{name}", [CONFIG, WEIGHTS]),
         }
-        said = "{steps} steps in {seconds:.0f} s, {tokens_per_second:.0f} tokens/s, loss {first_loss:.2f} → {last_loss:.2f}"
+        said = (
+            "{steps} steps, {seconds:.0f} s, {tokens_per_second:.0f} tokens/s, loss {first_loss:.2f} → {last_loss:.2f}"
+        )
         print(f"{name}: {said.format(**results[name])}", flush=True)
     for left in (*part.glob("adapter_*.json"), part / "planned.json"):
         left.unlink()
