@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from assay.bases import find_base
 from assay.candidate import given_candidate, read_candidate
-from assay.errors import InputError
+from assay.errors import InputError, Unavailable
 
 from tests.samples import write_adapter, write_safetensors
 
@@ -96,6 +96,36 @@ def test_half_an_adapter_is_refused(tmp_path: Path, remove: str, add: str, said:
         (folder / add).write_bytes(b"\x80")
     with pytest.raises(InputError, match=said):
         _ = given_candidate("org/model", [f"style={folder}"], None, None).adapters[0].digest
+
+
+RECORD = {"dataset": {"path": "d", "digest": "0"}, "recipe": {"language": "en", "max_tokens": 9, "adapters": {}}}
+
+
+@pytest.mark.parametrize("lacking", [("dataset", "digest"), ("recipe", "language"), ("recipe", "adapters")])
+def test_half_a_training_record_is_refused(tmp_path: Path, lacking: tuple[str, str]) -> None:
+    record = json.loads(json.dumps(RECORD))
+    del record[lacking[0]][lacking[1]]
+    file = tmp_path / "candidate.json"
+    text = {"version": 1, "name": "c", "base": {"id": "b"}, "adapters": {}, "training": record}
+    file.write_text(json.dumps(text))
+    with pytest.raises(InputError, match=f"the key '{lacking[1]}' is missing"):
+        read_candidate(file)
+    file.write_text(json.dumps(text | {"training": ["x"]}))
+    with pytest.raises(InputError, match="at least one adapter"):
+        read_candidate(file)
+    file.write_text(json.dumps(text | {"training": None}))
+    with pytest.raises(InputError, match="not a candidate"):
+        read_candidate(file)
+
+
+def test_before_training_a_candidate_has_a_dataset_and_no_adapter(tmp_path: Path) -> None:
+    file = tmp_path / "candidate.json"
+    text = {"version": 1, "name": "c", "base": {"id": "b"}, "adapters": {}, "training": RECORD}
+    file.write_text(json.dumps(text))
+    candidate = read_candidate(file)
+    assert (candidate.trained_here, candidate.adapters) == (True, ())
+    with pytest.raises(Unavailable, match="not on this machine"):
+        _ = candidate.training
 
 
 def base_folder(tmp_path: Path) -> Path:

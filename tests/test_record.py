@@ -36,6 +36,15 @@ def test_the_verdict_follows_from_severity_and_status(
     assert (run.verdict, run.verdict.exit_code) == (verdict, code)
 
 
+def test_a_run_without_an_adapter_is_never_a_release(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", {"data_ok": ("secondary", Status.PASSED)}))
+    assert run.verdict is Verdict.RELEASE
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["candidate"]["adapters"] = {}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert read_run(tmp_path / "run").verdict is Verdict.HOLD
+
+
 def test_an_inconclusive_primary_gate_holds_unless_the_policy_warns(tmp_path: Path) -> None:
     gates: dict[str, tuple[str, Status | None]] = {"p": ("primary", Status.INCONCLUSIVE)}
     assert read_run(write_run(tmp_path / "a", gates)).verdict is Verdict.HOLD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -62,3 +63,33 @@ def test_the_terminal_gets_no_control_characters(folder: Path) -> None:
     lines = terminal_lines(read_run(folder))
     assert not any("\x1b" in line or "\x00" in line for line in lines)
     assert lines[-2] == "HOLD: 1 of 3 gates passed, 1 failed, 1 missing"
+
+
+def test_training_and_predictions_are_shown_beside_what_was_measured(folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    share = {"successes": 17, "share": 1.0, "lower_bound": 0.838}
+    judged = {**share, "threshold": 0.92, "judgement": "cannot be shown with n=17 (needs 36)"}
+    summary = {"all": {"n": 17, "coverage": share, "format": judged, "refusal": share}}
+    result = {"seconds": 9.0, "peak_bytes_predicted": 1_000_000_000, "peak_device_bytes": 1_500_000_000}
+    record["training"] = {
+        "recipe": {"name": HOSTILE},
+        "results": {"style": result},
+        "curves": {"style": [[1, 4.0], [2, 2.0], [3, 1.0]]},
+        "evaluation": {"forms": {"q4_k_m": {"style": {"summary": summary, "why_empty": HOSTILE}}}},
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    write_reports(folder)
+    html = " ".join((folder / "report.html").read_text().split())
+    assert "training style, peak on the GPU" in html
+    assert ">1.500<" in html, "measured against predicted"
+    assert 'points="0.0,0.0 320.0,45.0 640.0,75.0"' in html, "the running mean of the loss"
+    assert "format &gt; 0.92: cannot be shown with n=17 (needs 36)" in html
+    assert "<script>" not in html
+
+
+def test_a_training_record_with_holes_is_still_a_report(folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    record["training"] = {"results": {"style": {}}, "curves": {"style": []}, "evaluation": None}
+    (folder / "run.json").write_text(json.dumps(record))
+    write_reports(folder)
+    assert "<h2>Training</h2>" in (folder / "report.html").read_text()

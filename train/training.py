@@ -38,7 +38,7 @@ from transformers import (
 
 from train.callbacks import Log, MarkCheckpoints, kept_lines, newest_checkpoint
 from train.gradients import check_4bit_gradients
-from train.recipe import Recipe
+from train.recipe import Lora, Recipe
 
 LOG = "train_log.jsonl"
 CHECKPOINTS = 10
@@ -189,16 +189,7 @@ def _train_one(recipe: Recipe, name: str, base: Base, dataset: Dataset, part: Pa
     model = load_base(recipe, base.path)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    lora = recipe.lora
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        layers_to_transform=_last_blocks(model, lora.last_blocks),
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(model, settings)
+    model = with_lora(model, recipe.lora)
     processes = PartialState().num_processes
     if recipe.batch_size % processes:
         raise InputError(
@@ -301,6 +292,20 @@ def load_base(recipe: Recipe, path: Path) -> Any:
     return model
 
 
+def with_lora(model: Any, lora: Lora) -> Any:
+    """The base with a fresh adapter on it, whose B halves are zero."""
+    blocks = model.config.num_hidden_layers
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        layers_to_transform=list(range(max(0, blocks - lora.last_blocks), blocks)) if lora.last_blocks else None,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, settings)
+
+
 def in_4bit(recipe: Recipe) -> bool:
     return recipe.quantization == "nf4" and torch.cuda.is_available()
 
@@ -318,12 +323,6 @@ def _predicted_peak(recipe: Recipe, base: Base, tokens: int) -> int:
         checkpointing=recipe.gradient_checkpointing,
         element_bytes=2 if in_4bit(recipe) else full_dtype().itemsize,
     )
-
-
-def _last_blocks(model: Any, count: int) -> list[int] | None:
-    """Which blocks get an adapter, by number; None for all of them."""
-    blocks = model.config.num_hidden_layers
-    return list(range(max(0, blocks - count), blocks)) if count else None
 
 
 def _held(recipe: Recipe) -> str:

@@ -113,7 +113,7 @@ class Candidate:
             Unavailable: the dataset is not on this machine.
             Inconclusive: it was changed since.
         """
-        assert self.record is not None
+        assert self.record is not None  # trained_here says so; whoever asks looks there first
         recorded, recipe = self.record["dataset"], self.record["recipe"]
         folder = self.folder / recorded["path"]
         if not folder.is_dir():
@@ -145,6 +145,7 @@ def read_candidate(file: Path) -> Candidate:
         base = data["base"]
         refuse_unknown_keys(f"{file} base", base, ["id", "revision", "digest"])
         adapters = []
+        has_dataset = _names_its_dataset(data)
         for name, entry in data["adapters"].items():
             refuse_unknown_keys(f"{file} adapters.{name}", entry, ["path", "digest"])
             adapters.append(
@@ -159,7 +160,8 @@ def read_candidate(file: Path) -> Candidate:
             name=data["name"],
             base_spec=base["id"],
             revision=base.get("revision"),
-            adapters=_some(adapters) if adapters or not _is_planned(data) else (),
+            # Before training there is a dataset and no adapter yet.
+            adapters=() if has_dataset and not adapters else _some(adapters),
             folder=file.parent.resolve(),
             record=data.get("training"),
         )
@@ -195,9 +197,14 @@ def _adapter_name(name: str) -> str:
     return name
 
 
-def _is_planned(data: dict[str, Any]) -> bool:
-    """Before training there is a dataset and no adapter yet."""
-    return "dataset" in data.get("training", {})
+def _names_its_dataset(data: dict[str, Any]) -> bool:
+    """Whether `training` says what was trained on; raises KeyError, TypeError or AttributeError if only half of it."""
+    training = data.get("training", {})
+    if "dataset" not in training:
+        return False
+    _ = training["dataset"]["path"], training["dataset"]["digest"]
+    _ = training["recipe"]["language"], training["recipe"]["max_tokens"], training["recipe"]["adapters"].values()
+    return True
 
 
 def _some(adapters: list[Adapter]) -> tuple[Adapter, ...]:

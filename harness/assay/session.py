@@ -157,19 +157,22 @@ class GatesSession:
         record, folder = self.candidate.record, self.candidate.folder
         if record is None or not self.candidate.adapters:
             return None
-        log = folder / "train_log.jsonl"
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-        curves: dict[str, list[list[float]]] = {}
-        for line in lines:
-            curves.setdefault(line["adapter"], []).append([line["step"], round(line["loss"], 4)])
-        measured = folder / "evaluation.json"
-        evaluation = read_json(measured) if measured.exists() else None
-        if evaluation is not None:
-            evaluation["forms"] = {
-                form: {name: {key: one[key] for key in _EVALUATED} for name, one in adapters.items()}
-                for form, adapters in evaluation["forms"].items()
-            }
-        return {**record, "curves": curves, "evaluation": evaluation}
+        more: dict[str, Any] = {"curves": {}, "evaluation": None}
+        try:
+            for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines():
+                one = json.loads(line)
+                more["curves"].setdefault(one["adapter"], []).append([one["step"], round(one["loss"], 4)])
+            evaluation = read_json(folder / "evaluation.json")
+            # Figures of other adapters than these say nothing of these.
+            if evaluation["digests"] == {adapter.name: adapter.digest for adapter in self.candidate.adapters}:
+                forms = {
+                    form: {name: {key: one[key] for key in _EVALUATED} for name, one in adapters.items()}
+                    for form, adapters in evaluation["forms"].items()
+                }
+                more["evaluation"] = {"forms": forms}
+        except (AssayError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # They are shown and not judged: what cannot be read is not shown.
+        return {**record, **more}
 
     def _digests(self) -> dict[str, str | None]:
         """What was judged, by content; None for what cannot be read, whose own gate will say why."""

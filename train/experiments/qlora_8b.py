@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from assay.bases import EMBEDDED, find_base
 from assay.record import write_json
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, set_seed
 
 from train.gradients import check_4bit_gradients
 from train.recipe import Recipe, read_recipe
-from train.training import load_base
+from train.training import load_base, with_lora
 
 SHAPES = [(1, 512), (4, 512), (8, 512), (16, 512), (4, 2048)]
 STEPS = 6
@@ -40,15 +39,7 @@ def main(out: Path) -> None:
     gc.collect()
     torch.cuda.empty_cache()
     results["weights_bytes"] = torch.cuda.memory_allocated()
-    lora = recipe.lora
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(model, settings)
+    model = with_lora(model, recipe.lora)
     results["trainable_parameters"] = sum(one.numel() for one in model.parameters() if one.requires_grad)
     for checkpointing in (True, False):
         for batch, length in SHAPES:
