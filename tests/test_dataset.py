@@ -239,6 +239,7 @@ SERVED = Served(prompt_ids=[1, 2], end_tokens={9})
     [
         (Encoded(input_ids=[1, 2, 5, 9], labels=[IGNORED, IGNORED, 5, 9]), False, FLAWS[0]),
         (Encoded(input_ids=[1, 2, 5, 6, 9], labels=[IGNORED, IGNORED, 5, IGNORED, 9]), True, FLAWS[0]),
+        (Encoded(input_ids=[1, 2, 5, 9, 9], labels=[IGNORED, IGNORED, 5, 9, 9]), True, FLAWS[0]),
         (Encoded(input_ids=[1, 2, 5], labels=[IGNORED, IGNORED, 5]), True, "without_end_token"),
         (Encoded(input_ids=[1, 2, 9], labels=[IGNORED, IGNORED, 9]), True, "end_token_first"),
         (Encoded(input_ids=[1, 3, 5, 9], labels=[IGNORED, IGNORED, 5, 9]), True, "asked_otherwise_when_served"),

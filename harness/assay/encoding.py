@@ -75,8 +75,10 @@ def flaws(row: Encoded, answer_said: bool, served: Served) -> list[str]:
         served: how the sample's question is asked in deployment.
     """
     first = next((at for at, label in enumerate(row.labels) if label != IGNORED), len(row.labels))
+    # An end token before the last one is padding that is trained on, or the tokenizer's own.
+    more = row.labels[first:] != row.input_ids[first:] or bool(served.end_tokens.intersection(row.trained[:-1]))
     is_wrong = (
-        not answer_said or row.labels[first:] != row.input_ids[first:],
+        not answer_said or more,
         not row.trained or row.trained[-1] not in served.end_tokens,
         bool(row.trained) and row.trained[0] in served.end_tokens,
         row.input_ids[:first] != served.prompt_ids,
