@@ -8,12 +8,11 @@ Over several GPUs: `accelerate launch -m train RECIPE`.
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from pathlib import Path
 
 from assay.dataset import read_dataset
-from assay.errors import FREE_SPACE, AssayError
+from assay.errors import FREE_SPACE, AssayError, disk_is_full
 
 from train.recipe import read_recipe, recipe_names
 
@@ -32,12 +31,13 @@ def main(argv: list[str]) -> int:
 
             return selection.main(argv[1:])
         return _train(argv)
-    except OSError as problem:
-        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        print(f"{command}: {problem}.{f' {FREE_SPACE}' if full else ''}", file=sys.stderr)
+    except (AssayError, OSError) as problem:
+        print(f"{command}: {problem}{f' {FREE_SPACE}' if disk_is_full(problem) else ''}", file=sys.stderr)
         return 2
-    except AssayError as problem:
-        print(f"{command}: {problem}", file=sys.stderr)
+    except Exception as problem:
+        if not disk_is_full(problem):
+            raise
+        print(f"{command}: the disk is full ({problem}). {FREE_SPACE}", file=sys.stderr)
         return 2
 
 

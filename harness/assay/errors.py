@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,15 @@ if TYPE_CHECKING:
 
 FREE_SPACE = "Free some space, or set ASSAY_CACHE to a folder on a larger disk."
 """What to do about a full disk, wherever it is noticed."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def disk_is_full(problem: BaseException) -> bool:
+    """Whether a write failed for want of space. safetensors and torch tell it in errors of their own, by their text."""
+    if isinstance(problem, OSError):
+        return problem.errno in _NO_SPACE
+    told = re.search(r"os error (\d+)", str(problem))
+    return (told is not None and int(told[1]) in _NO_SPACE) or "PytorchStreamWriter failed writing" in str(problem)
 
 
 class AssayError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
@@ -13,7 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
-from assay.errors import FREE_SPACE, AssayError
+from assay.errors import FREE_SPACE, AssayError, disk_is_full
 from assay.workers import Work
 
 
@@ -40,13 +39,11 @@ def main(folder: Path, parent: int) -> int:
         return _tell(folder, "unavailable", f"{missing}. Install it: `pip install -e '.[all]' -c constraints.txt`.")
     except AssayError as problem:
         return _tell(folder, getattr(problem, "kind", "failed"), str(problem))
-    except OSError as problem:
-        traceback.print_exc()
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return _tell(folder, "failed", f"{folder}: the disk is full ({problem.strerror}). {FREE_SPACE}")
-        return _tell(folder, "failed", f"{type(problem).__name__}: {problem}")
     except Exception as problem:
         traceback.print_exc()
+        if disk_is_full(problem):
+            said = getattr(problem, "strerror", None) or problem
+            return _tell(folder, "failed", f"{folder}: the disk is full ({said}). {FREE_SPACE}")
         return _tell(folder, "failed", f"{type(problem).__name__}: {problem}")
     return 0
 
