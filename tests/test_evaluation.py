@@ -93,6 +93,14 @@ def test_evaluating_one_more_adapter_keeps_what_was_measured(candidate: Path) ->
     assert {"writing", "style"} <= set(result["forms"]["full"])
 
 
+def test_figures_of_a_former_training_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "evaluation.json"
+    assert evaluation._former(file, {"style": "a"}) is None
+    file.write_text(json.dumps({"digests": {"style": "a"}, "forms": {}}))
+    assert evaluation._former(file, {"style": "a"}) is not None
+    assert evaluation._former(file, {"style": "b"}) is None
+
+
 def test_what_cannot_be_evaluated_is_one_sentence(
     candidate: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -215,6 +215,19 @@ def test_a_training_killed_at_random_points_ends_in_the_same_bytes(trained: Path
     ], "the log has each step once, as if nothing had happened"
 
 
+def test_half_a_checkpoint_and_half_a_line_are_passed_over(tmp_path: Path) -> None:
+    from train.callbacks import kept_lines, newest_checkpoint
+
+    assert newest_checkpoint(tmp_path) is None
+    for step, whole in ((7, True), (14, True), (21, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "whole").touch()
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-14")
+    (tmp_path / "log").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert kept_lines(tmp_path / "log") == [{"step": 1}, {"step": 2}]
+
+
 def test_another_recipe_does_not_go_on_from_a_killed_one(base: Base, tmp_path: Path) -> None:
     part = tmp_path / ".quickstart.part"
     part.mkdir()

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__, epilog="")
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"{', '.join(recipe_names())}, or a TOML file")
     parser.add_argument("--base", help="base model: a folder, a hub id, or smollm2-135m-instruct")
     parser.add_argument("--language", help="language of the samples: zh or en")

@@ -15,6 +15,7 @@ from assay.candidate import read_candidate
 from assay.checkpoint import read_json
 from assay.dataset import read_dataset
 from assay.errors import InputError, refuse_unknown_keys
+from assay.metrics import METRICS
 from assay.policy import read_toml
 from assay.statistics import CONFIDENCE, judge_share, lower_bound, paired_p
 from rich.console import Console
@@ -98,13 +99,9 @@ def _unscored(experiments: list[Experiment]) -> Iterable[str]:
 
 
 def _times(experiments: list[Experiment]) -> Iterable[str]:
-    started = sorted(
-        (one for one in experiments if one.started_at), key=lambda one: one.started_at or datetime.now(UTC)
-    )
-    for one, following in pairwise(started):
-        assert one.started_at is not None
-        assert following.started_at is not None
-        gap = (following.started_at - one.started_at).total_seconds()
+    started = sorted(((one.started_at, one) for one in experiments if one.started_at), key=lambda pair: pair[0])
+    for (began, one), (next_began, following) in pairwise(started):
+        gap = (next_began - began).total_seconds()
         if one.seconds is not None and one.seconds > gap:
             yield (
                 f"{one.name} is said to have taken {_minutes(one.seconds)}, but {following.name} began "
@@ -176,11 +173,7 @@ def from_candidate(folder: Path, form: str) -> Experiment:
     return Experiment(
         name=candidate.name,
         n={task: row["n"] for task, row in one["summary"].items()},
-        shares={
-            (metric, task): row[metric]["share"]
-            for task, row in one["summary"].items()
-            for metric in ("coverage", "format", "refusal")
-        },
+        shares={(metric, task): row[metric]["share"] for task, row in one["summary"].items() for metric in METRICS},
         seconds=sum(trained["seconds"] for trained in candidate.record["results"].values()),
         measured=True,
         passed={metric: {s["id"]: s[metric] for s in one["samples"]} for metric in ("coverage", "format")},
@@ -196,11 +189,7 @@ def from_figures(file: Path) -> list[Experiment]:
         )
         stamp = re.search(r"\d{8}_\d{6}", entry.get("run", ""))
         minutes = entry.get("stated_minutes")
-        shares = {
-            (metric, task): share
-            for metric in ("coverage", "format", "refusal")
-            for task, share in entry.get(metric, {}).items()
-        }
+        shares = {(metric, task): share for metric in METRICS for task, share in entry.get(metric, {}).items()}
         found.append(
             Experiment(
                 name=entry["name"],

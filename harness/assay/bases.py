@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -49,13 +50,7 @@ class Base:
     @property
     def parameters(self) -> int:
         """Number of weights, from the headers."""
-        total = 0
-        for tensor in self.tensors.values():
-            count = 1
-            for size in tensor.shape:
-                count *= size
-            total += count
-        return total
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 def find_base(spec: str, revision: str | None = None, relative_to: Path | None = None) -> Base:

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,8 @@ class Dataset:
         return Draft202012Validator(schema)
 
     def declines(self, text: str, language: str) -> bool:
-        return any(squeeze(phrase) in squeeze(text) for phrase in self.decline[language])
+        squeezed = squeeze(text)
+        return any(squeeze(phrase) in squeezed for phrase in self.decline[language])
 
 
 def read_dataset(folder: Path) -> Dataset:
@@ -205,13 +206,16 @@ def squeeze(text: str) -> str:
     return re.sub(r"[\s$\\{}*_^·⋅×`]", "", text)
 
 
-def similarity(one: str, other: str, length: int = 4) -> float:
+def similarity(one: str, other: str) -> float:
     """Jaccard similarity of two texts' character 4-grams: 1 for the same text, near 0 for unrelated ones."""
-    grams = [
-        {text[at : at + length] for at in range(max(1, len(text) - length + 1))}
-        for text in (squeeze(re.sub(r"^#.*$", "", each, flags=re.MULTILINE)) for each in (one, other))
-    ]
-    return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+    a, b = _grams(one), _grams(other)
+    return len(a & b) / len(a | b)
+
+
+@cache  # every training sample is compared with every evaluation sample
+def _grams(text: str, length: int = 4) -> frozenset[str]:
+    text = squeeze(re.sub(r"^#.*$", "", text, flags=re.MULTILINE))
+    return frozenset(text[at : at + length] for at in range(max(1, len(text) - length + 1)))
 
 
 def _told(wrong: Any) -> str:

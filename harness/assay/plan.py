@@ -38,7 +38,7 @@ class Shapes:
     def count(self) -> int:
         return sum(math.prod(shape) for shape in self.parameters.values())
 
-    def text(self, key: str, default: Any = None) -> Any:
+    def setting(self, key: str, default: Any = None) -> Any:
         """A key of the config; a multimodal model keeps the language model's own under `text_config`."""
         return self.config.get("text_config", self.config).get(key, default)
 
@@ -81,7 +81,7 @@ def bytes_q4_k_m(shapes: Shapes) -> int:
 
     The mixture and its fallbacks are those of llama.cpp's `llama_tensor_get_type_impl`.
     """
-    blocks = int(shapes.text("num_hidden_layers", 0))
+    blocks = int(shapes.setting("num_hidden_layers", 0))
     tied = "lm_head.weight" not in shapes.parameters
     return sum(_gguf_bytes(name, shape, blocks, tied) for name, shape in shapes.parameters.items())
 
@@ -113,15 +113,15 @@ def _gguf_bytes(name: str, shape: tuple[int, ...], blocks: int, tied: bool) -> i
 
 def kv_bytes_per_token(shapes: Shapes) -> int:
     """Keys and values of one token in 16 bits, in all layers."""
-    heads = int(shapes.text("num_attention_heads", 0))
-    size = shapes.text("head_dim") or (int(shapes.text("hidden_size", 0)) // heads if heads else 0)
-    kv_heads = int(shapes.text("num_key_value_heads") or heads)
-    return 2 * 2 * int(shapes.text("num_hidden_layers", 0)) * kv_heads * int(size)
+    heads = int(shapes.setting("num_attention_heads", 0))
+    size = shapes.setting("head_dim") or (int(shapes.setting("hidden_size", 0)) // heads if heads else 0)
+    kv_heads = int(shapes.setting("num_key_value_heads") or heads)
+    return 2 * 2 * int(shapes.setting("num_hidden_layers", 0)) * kv_heads * int(size)
 
 
 def adapted(shapes: Shapes, targets: Iterable[str], last_blocks: int = 0) -> dict[str, tuple[int, ...]]:
     """The linears that a LoRA on these targets adapts."""
-    targets, blocks = tuple(targets), int(shapes.text("num_hidden_layers", 0))
+    targets, blocks = tuple(targets), int(shapes.setting("num_hidden_layers", 0))
     found = {}
     for name in sorted(shapes.linears):
         module = name.removesuffix(".weight")
@@ -160,11 +160,11 @@ def training_peak_bytes(
     weights = bytes_nf4(shapes, double_quantization=True) if in_4bit else element_bytes * shapes.count
     # In fp32: the adapter, its gradient, and AdamW's two moments.
     states = 16 * trainable(linears, rank)
-    hidden, wide = int(shapes.text("hidden_size", 0)), int(shapes.text("intermediate_size", 0))
+    hidden, wide = int(shapes.setting("hidden_size", 0)), int(shapes.setting("intermediate_size", 0))
     # Below the first adapted block nothing is kept: no gradient goes there.
     blocks = len({number[1] for name in linears if (number := re.search(r"\.(\d+)\.", name))})
     # Logits, their fp32 copy, its log-softmax and the gradients on the way back.
-    logits = (element_bytes + 4 + 4 + element_bytes) * int(shapes.text("vocab_size", 0))
+    logits = (element_bytes + 4 + 4 + element_bytes) * int(shapes.setting("vocab_size", 0))
     per_token = logits + 2 * element_bytes * hidden
     if checkpointing:
         per_token += blocks * element_bytes * hidden

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,12 +78,7 @@ def read_lora(shapes: Shapes, adapter: Adapter | None) -> Lora:
         raise InputError(
             f"{adapter.path / WEIGHTS}: it adapts {strange}, which this base does not have as a linear layer."
         )
-    count = 0
-    for tensor in header.values():
-        size = 1
-        for length in tensor.shape:
-            size *= length
-        count += size
+    count = sum(math.prod(tensor.shape) for tensor in header.values())
     targets = ", ".join(sorted({module.rpartition(".")[2] for module in modules}))
     return Lora(targets=targets, rank=int(config["r"]), trainable=count, linears=linears)
 
