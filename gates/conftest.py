@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from assay.gate import prerequisite
 from assay.plugin import use_gates
-from test_bnb import adapter_is_sound, base_is_usable, test_base_quant_load, test_lora_mount
+from test_bnb import base_is_usable, test_base_quant_load, test_lora_mount
 from test_data import samples_encode, test_data_parse, training_is_known
+from test_fidelity import test_adapter_files
 from test_gguf import test_convert_f16, test_merge, test_quantize_q4, test_toolchain_ready
 
 
@@ -22,7 +23,7 @@ encoded = prerequisite(samples_encode, of="data_labels_ok")
 
 base = prerequisite(base_is_usable, of="base_quant_load_ok")
 base_nf4 = prerequisite(test_base_quant_load)
-sound_adapter = prerequisite(adapter_is_sound, of="<adapter>_lora_mount_ok")
+sound_adapter = prerequisite(test_adapter_files)
 mounted = prerequisite(test_lora_mount)
 
 toolchain = prerequisite(test_toolchain_ready)

@@ -16,11 +16,11 @@ import torch
 from accelerate import PartialState
 from assay import paths, plan
 from assay.bases import Base, find_base
-from assay.candidate import CONFIG, WEIGHTS
 from assay.checkpoint import read_json
 from assay.dataset import Dataset
 from assay.encoding import IGNORED, encode
 from assay.errors import InputError
+from assay.lora import CONFIG, WEIGHTS
 from assay.record import write_json
 from assay.step import digest_files
 from assay.workers import host_peak_bytes

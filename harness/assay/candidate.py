@@ -12,10 +12,8 @@ from assay.bases import Base, find_base, from_hub
 from assay.checkpoint import read_json
 from assay.dataset import Dataset, read_dataset
 from assay.errors import AssayError, Inconclusive, InputError, Unavailable, refuse_unknown_keys
+from assay.lora import CONFIG, WEIGHTS
 from assay.step import digest_files
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,6 +15,13 @@ from numpy.typing import NDArray
 from assay.errors import InputError
 
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8"}
+_EXPONENT = {
+    "BF16": ("<u2", 0x7F80),
+    "F16": ("<u2", 0x7C00),
+    "F32": ("<u4", 0x7F800000),
+    "F64": ("<u8", 0x7FF0000000000000),
+}
+"""The integers that hold floats, and what infinity is among them."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -37,9 +43,14 @@ class Tensor:
             return np.empty(0, dtype=np.uint8)
         return np.memmap(self.file, dtype=np.uint8, mode="r", offset=self.begin, shape=(self.nbytes,))
 
-    def float32(self) -> NDArray[np.float32]:
-        """Its values, widened (exactly, from BF16 and F16)."""
-        values = np.frombuffer(self.raw(), dtype=np.dtype(_NUMPY[self.dtype])).reshape(self.shape)
+    def bits(self, rows: slice = slice(None)) -> NDArray[Any]:
+        """Its values as the unsigned integers that store them, mapped and not read. F64 and integers are not asked."""
+        width = {"BF16": "<u2", "F16": "<u2", "F32": "<u4", "U8": "u1"}[self.dtype]
+        return np.frombuffer(self.raw(), dtype=np.dtype(width)).reshape(self.shape)[rows]
+
+    def float32(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """Its values (of some rows), widened: exactly, from BF16 and F16."""
+        values = np.frombuffer(self.raw(), dtype=np.dtype(_NUMPY[self.dtype])).reshape(self.shape)[rows]
         if self.dtype == "BF16":
             return (values.astype(np.uint32) << 16).view(np.float32)
         return values.astype(np.float32)
@@ -160,21 +171,23 @@ def chat_template(folder: Path) -> str:
     return str(template)
 
 
-def all_finite_max(tensor: Tensor, chunk: int = 16_000_000) -> tuple[int, float]:
+def all_finite_max(tensor: Tensor, chunk: int = 4_000_000) -> tuple[int, float]:
     """How many values are not finite, and the largest absolute value of the others, in bounded memory."""
-    bad, largest = 0, 0.0
-    for values in _chunks(tensor, chunk):
-        finite = np.isfinite(values)
-        bad += int(values.size - finite.sum())
-        if finite.any():
-            largest = max(largest, float(np.abs(values[finite]).max()))
-    return bad, largest
-
-
-def _chunks(tensor: Tensor, chunk: int) -> Iterator[NDArray[np.float32]]:
-    if tensor.dtype not in ("BF16", "F16", "F32", "F64"):
-        return
-    values = np.frombuffer(tensor.raw(), dtype=np.dtype(_NUMPY[tensor.dtype]))
-    for start in range(0, values.size, chunk):
-        part = values[start : start + chunk]
-        yield (part.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else part.astype(np.float32)
+    if tensor.dtype not in _EXPONENT:
+        return 0, 0.0
+    # Without its sign a float's bits grow with its value, inf and NaN last: integers are enough.
+    mapped = np.frombuffer(tensor.raw(), dtype=np.dtype(_EXPONENT[tensor.dtype][0]))
+    infinity, bad, largest = _EXPONENT[tensor.dtype][1], 0, 0
+    without_sign = mapped.dtype.type(2 ** (8 * mapped.itemsize - 1) - 1)
+    for start in range(0, mapped.size, chunk):
+        bits = mapped[start : start + chunk] & without_sign
+        peak = int(bits.max(initial=0))
+        if peak >= infinity:
+            finite = bits[bits < infinity]
+            bad += bits.size - finite.size
+            peak = int(finite.max(initial=0))
+        largest = max(largest, peak)
+    as_bits = np.array([largest], dtype=mapped.dtype)
+    values = as_bits.astype(np.uint32) << 16 if tensor.dtype == "BF16" else as_bits
+    kinds = {"BF16": np.float32, "F16": np.float16, "F32": np.float32, "F64": np.float64}
+    return bad, float(values.view(kinds[tensor.dtype])[0])

@@ -15,9 +15,10 @@ from rich.table import Table
 from assay import paths, plan
 from assay.bases import EMBEDDED, find_base, from_hub
 from assay.bench import Bench
-from assay.candidate import CONFIG, WEIGHTS, Adapter
+from assay.candidate import Adapter
 from assay.checkpoint import read_header, read_json
 from assay.errors import InputError, StepFailed
+from assay.lora import CONFIG, WEIGHTS
 from assay.plan import Shapes
 from assay.steps import Config, ReadShapes
 from assay.store import Store

@@ -28,7 +28,7 @@ from assay.execution import last_lines
 from assay.policy import read_toml
 from assay.record import write_json
 
-TOOLS = ("llama-quantize", "llama-cli", "llama-completion")
+TOOLS = ("llama-quantize", "llama-cli", "llama-completion", "llama-perplexity")
 _FILE = "toolchain.json"
 
 
@@ -228,7 +228,7 @@ def _flags(cuda: bool | None) -> dict[str, str]:
 
 def _home(flags: dict[str, str]) -> Path:
     """Where the build for this pin, these flags and this processor lives."""
-    parts = [pin()["sha256"], flags, machine.cpu_flags(), sysconfig.get_platform()]
+    parts = [pin()["sha256"], TOOLS, flags, machine.cpu_flags(), sysconfig.get_platform()]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return paths.cache() / "toolchains" / f"{pin()['commit']}-{key}"
 

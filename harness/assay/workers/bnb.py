@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from assay import strength
 from assay.answers import classify
-from assay.checkpoint import read_header
+from assay.checkpoint import read_folder, read_header
+from assay.lora import read_lora
 from assay.plan import Shapes, bytes_nf4
 from assay.workers import Work, read_prompts
 from assay.workers.model import end_tokens, load_nf4, peaks
@@ -68,6 +70,7 @@ def mount(work: Work, *, base: str, adapter: str, base_nf4: str, prompts: str, m
     started = time.monotonic()
     model = PeftModel.from_pretrained(model, adapter, adapter_name="candidate")
     arrived = _arrivals(model, Path(adapter))
+    measured = _strength(model, Path(base), Path(adapter))
     zero = _mount_zero_twin(model, Path(adapter), work.folder / "zero")
     mount_seconds = time.monotonic() - started
     model.eval()
@@ -86,6 +89,7 @@ def mount(work: Work, *, base: str, adapter: str, base_nf4: str, prompts: str, m
         "mount",
         mount_seconds=round(mount_seconds, 3),
         **arrived,
+        **measured,
         logits_not_finite=int((~np.isfinite(with_adapter)).sum()),
         largest_logit_change=_largest_change(with_adapter, without),
         largest_logit_change_by_zero_adapter=None if with_zero is None else _largest_change(with_zero, without),
@@ -181,6 +185,31 @@ def _arrivals(model: Any, adapter: Path) -> dict[str, Any]:
         "tensors_missing_in_file": sorted(set(wanted) - set(file)),
         "tensors_changed_on_the_way": changed,
     }
+
+
+def _strength(model: Any, base: Path, adapter: Path) -> dict[str, Any]:
+    """The adapter's strength in what each layer computes with: its 4-bit weight dequantized, plus what is mounted."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+
+    tensors = read_folder(base)
+    layers = {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight") and "candidate" in module.lora_A
+    }
+
+    def read(name: str) -> Any:
+        module = layers.get(name.removesuffix(".weight"))
+        if module is None:
+            return None
+        weight = module.get_base_layer().weight
+        state = getattr(weight, "quant_state", None)
+        with torch.inference_mode():
+            whole = weight.float() if state is None else dequantize_4bit(weight.data, state).float()
+            return (whole + module.get_delta_weight("candidate").float()).cpu().numpy()
+
+    return strength.facts(tensors, read_lora(adapter, tensors), read)
 
 
 def _mount_zero_twin(model: Any, adapter: Path, folder: Path) -> bool:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from assay import strength
 from assay.checkpoint import chat_template, read_folder, read_json
+from assay.gguf_file import (
+    MODELLED,
+    Weights,
+    different_metadata,
+    open_weights,
+    quantization_noise,
+    unequal_tensors,
+)
+from assay.lora import read_lora
+from assay.model_files import end_token_id
 from assay.toolchain import Toolchain
-from assay.workers import Problem, Work, call
+from assay.workers import Work, call
 from assay.workers.llama import gguf_facts, import_gguf, import_llama_cpp
 
 F16, Q4 = "model-f16.gguf", "model-q4_k_m.gguf"
@@ -40,13 +51,19 @@ def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str)
     reader = gguf.GGUFReader(str(out))
     facts = gguf_facts(gguf, reader, out)
     template = facts.pop("chat_template")
+    started = time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        weights, compared = _compare_tensors(gguf, reader, checkpoint, pool)
+    if compared["layout_is_modelled"] and not compared["tensors_missing"]:
+        compared |= _strength(Path(base), Path(adapter), weights)
+    compared["compare_seconds"] = round(time.monotonic() - started, 3)
     work.stage(
         "compare",
         **facts,
-        **_compare_tensors(gguf, reader, checkpoint, facts["architecture"]),
+        **compared,
         chat_template_equal=template == chat_template(checkpoint),
         chat_template_present=template is not None,
-        source_eos_token_id=_eos(checkpoint),
+        source_eos_token_id=end_token_id(checkpoint),
     )
 
     started = time.monotonic()
@@ -63,50 +80,45 @@ def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str)
     )
 
 
-def _compare_tensors(gguf: Any, reader: Any, checkpoint: Path, architecture: str) -> dict[str, Any]:
-    """Which tensors of the checkpoint the GGUF lacks, by the converter's own table of names."""
+def _compare_tensors(
+    gguf: Any, reader: Any, checkpoint: Path, pool: ThreadPoolExecutor
+) -> tuple[Weights, dict[str, Any]]:
+    """Which tensors of the checkpoint the GGUF lacks or holds with other values, by the converter's table of names."""
     source = read_folder(checkpoint)
-    config = read_json(checkpoint / "config.json")
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    layers = config.get("num_hidden_layers", config.get("text_config", {}).get("num_hidden_layers"))
-    if layers is None:
-        raise Problem(f"{checkpoint}/config.json: no num_hidden_layers, so its tensors cannot be matched by name.")
-    table = gguf.get_tensor_name_map(arch, int(layers))
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    lacking, matched, unmapped = [], set(), []
-    for name, tensor in source.items():
-        mapped = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        if mapped is None:
-            unmapped.append(name)
-        elif mapped not in tensors or int(tensors[mapped].n_elements) != int(np.prod(tensor.shape)):
-            lacking.append(name)
-        else:
-            matched.add(mapped)
-    extra = set(tensors) - matched
-    not_finite = []
-    for name, tensor in tensors.items():
-        if tensor.tensor_type.name in ("F16", "F32") and not np.isfinite(tensor.data).all():
-            not_finite.append(name)
-    return {
+    weights = open_weights(gguf, reader, list(source), read_json(checkpoint / "config.json"))
+    held = {tensor.name: tensor for tensor in reader.tensors}
+    lacking = [
+        name for name, tensor in weights.tensors.items() if int(tensor.n_elements) != int(np.prod(source[name].shape))
+    ]
+    extra = set(held) - {tensor.name for name, tensor in weights.tensors.items() if name not in lacking}
+    not_finite = [
+        name
+        for name, tensor in held.items()
+        if tensor.tensor_type.name in ("F16", "F32") and not np.isfinite(tensor.data).all()
+    ]
+    modelled = weights.architecture in MODELLED
+    rows = next((tensor.shape[0] for name, tensor in source.items() if name.endswith("embed_tokens.weight")), 0)
+    return weights, {
         "source_parameters": sum(int(np.prod(tensor.shape)) for tensor in source.values()),
         "tensors_missing": lacking,
-        "tensors_unmapped": unmapped,
+        "tensors_unmapped": sorted(set(source) - set(weights.tensors)),
         "tensors_extra": sorted(extra),
-        "parameters_computed": sum(int(tensors[name].n_elements) for name in extra if name.startswith(COMPUTED)),
+        "parameters_computed": sum(int(held[name].n_elements) for name in extra if name.startswith(COMPUTED)),
         "tensors_not_finite": not_finite,
+        "layout_is_modelled": modelled,
+        "tensors_with_other_values": unequal_tensors(weights, source, pool.map) if modelled and not lacking else [],
+        "metadata_that_differs": different_metadata(reader, checkpoint, rows),
     }
 
 
-def _eos(checkpoint: Path) -> int | None:
-    """The id of the tokenizer's end token, from its own files."""
-    token = read_json(checkpoint / "tokenizer_config.json").get("eos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    file = checkpoint / "tokenizer.json"
-    if token is None or not file.exists():
-        return None
-    tokenizer = json.loads(file.read_text(encoding="utf-8"))
-    added = {entry["content"]: int(entry["id"]) for entry in tokenizer.get("added_tokens", [])}
-    return added.get(token)
+def _strength(base: Path, adapter: Path, weights: Weights) -> dict[str, Any]:
+    tensors = read_folder(base)
+    held = weights.tensors
+
+    def read(name: str) -> Any:
+        return weights.float32(name) if name in held else None
+
+    return strength.facts(tensors, read_lora(adapter, tensors), read)
 
 
 def quantize(work: Work, *, adapter: str, base: str, f16: str, toolchain: str) -> None:
@@ -136,9 +148,18 @@ def quantize(work: Work, *, adapter: str, base: str, f16: str, toolchain: str) -
         if not is_k_quant:
             (unforced if fits else forced).append(f"{name} {tensor.tensor_type.name} (row of {int(tensor.shape[0])})")
             unforced_weights += int(tensor.n_elements) if fits else 0
+    started = time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        noise = quantization_noise(gguf, before, {name: after[name] for name in after if name not in changed}, pool.map)
+    weights = open_weights(gguf, reader, list(read_folder(Path(base))), read_json(Path(base) / "config.json"))
+    measured = _strength(Path(base), Path(adapter), weights) if weights.architecture in MODELLED and not changed else {}
     work.stage(
         "inspect",
         **facts,
+        **measured,
+        noise_by_type=noise.by_type,
+        tensors_beyond_noise=noise.beyond,
+        compare_seconds=round(time.monotonic() - started, 3),
         source_bytes=source.stat().st_size,
         tensors_missing=sorted(set(before) - set(after)),
         tensors_extra=sorted(set(after) - set(before)),

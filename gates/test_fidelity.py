@@ -1,0 +1,169 @@
+"""Route fidelity: is what is deployed still what was trained?"""
+
+from __future__ import annotations
+
+from assay.bases import Base
+from assay.bench import Bench
+from assay.candidate import Adapter
+from assay.errors import Inconclusive
+from assay.gate import gate
+from assay.steps import InspectAdapter
+from assay.store import Artifact
+
+STRENGTH = (0.9, 1.1)
+"""Where the strength of an adapter that was neither lost nor applied twice lies, after any quantization of Q4 or more."""
+
+
+@gate("adapter_files_ok", per="adapter")
+def test_adapter_files(bench: Bench, base: Base, adapter: Adapter) -> Adapter:
+    """The adapter's files are whole, agree with each other, have an effect, fit this base, and were trained on it.
+
+    Why it matters: everything behind loads the adapter without a word when its config is narrower than its weights,
+    when one half of a layer is missing, or when B was saved before it was trained: the model then runs as the base.
+
+    When it fails: restore the two files that training wrote, together. Of another base: name the one it was trained on.
+    """
+    file, config = f"{adapter.path}/adapter_model.safetensors", f"{adapter.path}/adapter_config.json"
+    facts = bench.make(InspectAdapter(adapter=adapter, base=base)).facts
+    assert facts["peft_type"] == "LORA", f"{config}: peft_type {facts['peft_type']!r}; Assay judges LoRA adapters"
+    assert facts["adapted_modules"] or facts["saved_modules"], f"{file}: no lora_A and lora_B in it"
+    bad = facts["tensors_not_finite"]
+    assert not bad, (
+        f"{file}: {len(bad)} of {facts['tensors']} tensors hold NaN or inf, {bad[0]} first. Training diverged"
+    )
+    half = facts["modules_with_one_half"]
+    assert not half, f"{file}: {len(half)} modules have only one of lora_A and lora_B, {half[0]} first. Save it again"
+    misfits = facts["modules_that_misfit"]
+    assert not misfits, f"{file}: made for another base than {base.id}. {misfits[0]}"
+    strange = facts["modules_not_in_base"]
+    assert not strange, (
+        f"{file}: {len(strange)} adapted modules are not in {base.id} and would be dropped in silence, {strange[0]} "
+        "first. Name the base it was trained on, or rename the keys"
+    )
+    unknown = facts["unknown_tensors"]
+    assert not unknown, f"{file}: {len(unknown)} tensors are no part of a LoRA, {unknown[0]} first. Save it with peft"
+    idle = facts["modules_without_effect"]
+    assert len(idle) <= facts["adapted_modules"] / 2, (
+        f"{file}: lora_B (or lora_A) is all zero in {len(idle)} of {facts['adapted_modules']} modules, so the adapter "
+        "does nothing there. It was saved before it was trained, or from one shard of the weights"
+    )
+    _config_agrees(config, facts)
+    seen, known = adapter.digest, adapter.recorded_digest
+    assert known in (None, seen), (
+        f"{adapter.path}: not the adapter that candidate.json names ({seen[:12]}, not {known[:12]})"
+    )
+    _is_trained_on(base, adapter, facts["base_model_name_or_path"])
+    return adapter
+
+
+def _config_agrees(config: str, facts: dict[str, list[str]]) -> None:
+    ranks = facts["modules_of_another_rank"]
+    assert not ranks, f"{config}: {len(ranks)} modules have another rank than it says. {ranks[0]}"
+    dropped = facts["modules_in_file_but_not_targeted"]
+    assert not dropped, (
+        f"{config}: target_modules leaves out {len(dropped)} modules that the weights have, and their tensors would be "
+        f"dropped in silence, {dropped[0]} first"
+    )
+    lacking = facts["modules_targeted_but_not_in_file"]
+    assert not lacking, (
+        f"{config}: target_modules asks for {len(lacking)} modules that are not in the file, {lacking[0]} first"
+    )
+    dora = facts["modules_where_dora_disagrees"]
+    assert not dora, f"{config}: use_dora and the weights disagree in {len(dora)} modules, {dora[0]} first"
+    unsaved = facts["modules_to_save_not_in_file"]
+    assert not unsaved, f"{config}: modules_to_save names {unsaved[0]}, which the weights do not have"
+
+
+def _is_trained_on(base: Base, adapter: Adapter, recorded: str | None) -> None:
+    """By content if candidate.json has it, else by name, else by the user's word."""
+    if adapter.recorded_base is not None:
+        assert adapter.recorded_base == base.digest, (
+            f"{adapter.name} was trained on a base with digest {adapter.recorded_base[:12]}, this {base.id} has "
+            f"{base.digest[:12]}. Name the base it was trained on"
+        )
+    elif recorded is None or recorded not in (base.id, str(base.path), adapter.trained_on):
+        raise Inconclusive(
+            f"{adapter.path}/adapter_config.json says it was trained on {recorded!r}, this base is {base.id!r}. The "
+            f"shapes fit, which does not make it the same model. If it is, say so: --trained-on {recorded or 'NAME'!r} "
+            "(and set base_model_name_or_path if it is empty)."
+        )
+
+
+@gate("merge_exact_ok", per="adapter")
+def test_merge_exact(merged: Artifact) -> None:
+    """Every tensor of the merged checkpoint is base + scale·BA under a named recipe, or the base's, bit for bit.
+
+    Why it matters: a merge that lost a layer, applied the adapter twice, or came with another config or tokenizer
+    answers one question as well as the right one does. Replaying it is the proof.
+
+    When it fails: each defect names its tensor and its kind. Merge again from the base and the adapter named; for a
+    checkpoint from elsewhere, `assay check-merge --base BASE --adapter ADAPTER MERGED` tells the same.
+    """
+    facts = merged.stages["compare"]
+    defects = facts["defects"]
+    assert not defects, f"{len(defects)} defects in the merged checkpoint. {defects[0]}"
+    assert facts["recipe"], "no way of rounding is known that makes this checkpoint of the base and the adapter"
+
+
+@gate("merged_strength_ok", per="adapter")
+def test_merged_strength(merged: Artifact) -> None:
+    """The adapter is in the merged checkpoint at strength 1, and a random change of equal size is not.
+
+    Why it matters: the strength ⟨W' − W, sBA⟩ / ⟨sBA, sBA⟩ says without a forward pass whether a file holds the
+    fine-tune: 0 is the bare base, 2 is applied twice, −1 subtracted.
+
+    When it fails: near 0, bf16 swallowed a small adapter or the base was saved; 2 or 0.5, alpha or the scale is wrong.
+    """
+    strength_is_right(merged.stages["compare"], "the merged checkpoint")
+
+
+@gate("f16_strength_ok", per="adapter")
+def test_f16_strength(f16: Artifact) -> None:
+    """The adapter is in the F16 GGUF at strength 1, and a random change of equal size is not.
+
+    Why it matters: see `merged_strength_ok`; the file is read back through the converter's permutation.
+
+    When it fails: with `merged_strength_ok` passed, the converter read another checkpoint or permuted rows wrongly.
+    """
+    strength_is_right(f16.stages["compare"], "the F16 GGUF")
+
+
+@gate("q4_strength_ok", per="adapter")
+def test_q4_strength(q4: Artifact) -> None:
+    """The adapter is in the Q4_K_M file at strength 1, and a random change of equal size is not.
+
+    Why it matters: rounding to 4 bits can swallow a small change whole, above all on a base whose weights were 4-bit
+    before: they lie on the very grid that they are rounded to.
+
+    When it fails: the layers named lost it. Quantize to Q5_K_M or Q8_0, or deploy the adapter unmerged.
+    """
+    strength_is_right(q4.stages["inspect"], "the Q4_K_M GGUF")
+
+
+@gate("nf4_strength_ok", per="adapter")
+def test_nf4_strength(mounted: Artifact) -> None:
+    """What the 4-bit base with the adapter mounted computes with, dequantized, holds the adapter at strength 1.
+
+    Why it matters: mounting adds the adapter unrounded, so any other strength means a wrong scale, or an adapter that
+    was merged into the 4-bit weights and rounded away.
+
+    When it fails: compare lora_alpha, r and use_rslora in adapter_config.json with those of training.
+    """
+    strength_is_right(mounted.stages["mount"], "the 4-bit base with the adapter mounted")
+
+
+def strength_is_right(facts: dict[str, float], where: str) -> None:
+    """Pooled over all layers, and the control at zero."""
+    if "strength" not in facts:
+        raise Inconclusive(f"{where}: how this architecture is laid out in a GGUF is not known here, so no strength.")
+    g, error, low, high = facts["strength"], facts["strength_standard_error"], *STRENGTH
+    if not facts["adapter_relative_size"]:
+        raise Inconclusive(f"{where}: the adapter is no plain LoRA (DoRA, or whole modules), so it has no strength.")
+    random = facts["strength_of_random_adapter"]
+    assert abs(random) <= max(0.05, 5 * error), (
+        f"{where}: the control failed, a random adapter is in it at {random:.3f}. The base is not this file's base"
+    )
+    assert low <= g <= high, (
+        f"{where} holds the adapter at strength {g:.3f} ± {error:.4f}, {low} to {high} wanted. Furthest: "
+        f"{facts['strength_furthest_layers']}"
+    )

@@ -1,0 +1,42 @@
+"""Route parity: does each format say the same as the one it was made from?"""
+
+from __future__ import annotations
+
+from assay.errors import Inconclusive
+from assay.gate import gate
+from assay.store import Artifact
+
+
+@gate("gguf_parity_ok", per="adapter")
+def test_gguf_parity(f16: Artifact) -> None:
+    """Every tensor of the F16 GGUF is the checkpoint's, and so is all metadata that changes the computation.
+
+    Why it matters: with a lost rotary base, another norm epsilon or q and k rows in the wrong order the model still
+    says Paris, and is another model. What is exact here need not be guessed behind quantization.
+
+    When it fails: the key or tensor named is what the converter wrote otherwise. Convert with the pinned toolchain; a
+    config.json of another transformers may spell a key in a way that the converter does not know.
+    """
+    facts = f16.stages["compare"]
+    other = facts["metadata_that_differs"]
+    assert not other, f"{len(other)} things differ. {other[0]}"
+    if not facts["layout_is_modelled"]:
+        raise Inconclusive(
+            f"architecture {facts['architecture']!r}: how its tensors are laid out in a GGUF is not known here, so only "
+            "names, shapes and metadata were compared."
+        )
+    wrong = facts["tensors_with_other_values"]
+    assert not wrong, f"{len(wrong)} tensors hold other values than the checkpoint, {wrong[0]} first"
+
+
+@gate("q4_parity_ok", per="adapter")
+def test_q4_parity(q4: Artifact) -> None:
+    """Every tensor of the Q4_K_M file is its F16 twin, within what its type's rounding explains.
+
+    Why it matters: after quantization no two files are equal, so a damaged layer hides in the noise of all others.
+    Tensor by tensor it cannot: rounding moves a Q4_K tensor by a tenth of its norm, damage by all of it.
+
+    When it fails: quantize again; if the same tensor comes out wrong, the quantizer or an importance matrix is.
+    """
+    beyond = q4.facts["tensors_beyond_noise"]
+    assert not beyond, f"{len(beyond)} tensors moved further than their type's rounding explains, {beyond[0]} first"
