@@ -11,7 +11,7 @@ from assay.steps import InspectAdapter
 from assay.store import Artifact
 
 STRENGTH = (0.9, 1.1)
-"""Where the strength of an adapter that was neither lost nor applied twice lies, after any quantization of Q4 or more."""
+"""Where the strength of an adapter lies that was neither lost nor applied twice, in 4 bits or more."""
 
 
 @gate("adapter_files_ok", per="adapter")

@@ -22,8 +22,8 @@ def test_gguf_parity(f16: Artifact) -> None:
     assert not other, f"{len(other)} things differ. {other[0]}"
     if not facts["layout_is_modelled"]:
         raise Inconclusive(
-            f"architecture {facts['architecture']!r}: how its tensors are laid out in a GGUF is not known here, so only "
-            "names, shapes and metadata were compared."
+            f"architecture {facts['architecture']!r}: how its tensors are laid out in a GGUF is not known here, so "
+            "only names, shapes and metadata were compared."
         )
     wrong = facts["tensors_with_other_values"]
     assert not wrong, f"{len(wrong)} tensors hold other values than the checkpoint, {wrong[0]} first"

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from assay import __version__, paths
-from assay.errors import AssayError, InputError
+from assay.errors import AssayError, Inconclusive, InputError
 from assay.gate import Gate, read_gates
 from assay.policy import read_policy
 from assay.record import newest_run, read_run
@@ -36,6 +36,19 @@ def main(argv: list[str] | None = None) -> int:
     plan.add_argument("--tokens", type=int, default=512, help="tokens a sample (default: 512)")
     plan.add_argument("--context", type=int, default=4096, help="tokens of context when deployed (default: 4096)")
     plan.add_argument("--json", action="store_true", help="as JSON, in bytes")
+    check = commands.add_parser(
+        "check-merge", help="how a checkpoint was merged, or what is wrong with it; exit 0 healthy, 1 defect, 3 unknown"
+    )
+    strength = commands.add_parser(
+        "strength", help="which adapter, at what strength, is in a file; exit 0 right, 1 not, 3 cannot tell"
+    )
+    check.add_argument("--adapter", required=True, help="folder or hub id")
+    check.add_argument("merged", type=Path, metavar="MERGED", help="the merged checkpoint's folder")
+    strength.add_argument("--adapter", action="append", required=True, metavar="[NAME=]WHERE", help="may be repeated")
+    strength.add_argument("file", type=Path, metavar="FILE", help="a GGUF, a safetensors file or a checkpoint's folder")
+    for command in (check, strength):
+        command.add_argument("--base", required=True, help="a folder, a hub id, or smollm2-135m-instruct")
+        command.add_argument("--json", action="store_true", help="as JSON, every layer")
     toolchain = commands.add_parser("toolchain", help="build llama.cpp from the pinned source, once")
     cuda = toolchain.add_mutually_exclusive_group()
     cuda.add_argument("--cuda", action="store_true", default=None, help="build for NVIDIA GPUs even if none is seen")
@@ -61,7 +74,18 @@ def main(argv: list[str] | None = None) -> int:
                 context=arguments.context,
                 as_json=arguments.json,
             )
+        if arguments.command in ("check-merge", "strength"):
+            from assay import fidelity_command
+
+            if arguments.command == "check-merge":
+                return fidelity_command.check_merge(
+                    arguments.base, arguments.adapter, arguments.merged, as_json=arguments.json
+                )
+            return fidelity_command.strength(arguments.base, arguments.adapter, arguments.file, as_json=arguments.json)
         return _toolchain(arguments.cuda)
+    except Inconclusive as problem:
+        print(f"assay: {problem}", file=sys.stderr)
+        return 3
     except (AssayError, OSError) as problem:
         print(f"assay: {problem}", file=sys.stderr)
         return 2

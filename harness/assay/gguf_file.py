@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.checkpoint import Tensor, read_folder, read_json
-from assay.errors import InputError
-from assay.model_files import added_tokens, settings
+from assay.errors import Inconclusive, InputError
+from assay.model_files import added_tokens, settings, token_text
 from assay.rounding import bits_of
 
 Floats = NDArray[np.float32]
@@ -169,21 +169,19 @@ def _different_tokens(reader: Any, checkpoint: Path, rows: int) -> list[str]:
     types = None if kinds is None else kinds.contents()
     listed = read_json(checkpoint / "tokenizer.json").get("added_tokens", [])
     for entry in listed:
-        at, text = int(entry["id"]), str(entry["content"])
+        at, added = int(entry["id"]), str(entry["content"])
         token = bytes(tokens.parts[tokens.data[at]]).decode(errors="replace") if at < rows else None
-        if token != text:
-            found.append(f"token {at}: the GGUF has {token!r}, the tokenizer {text!r}")
+        if token != added:
+            found.append(f"token {at}: the GGUF has {token!r}, the tokenizer {added!r}")
         # 3 is a control token, 4 one that the user defined; a special token that is neither is split when it is read.
         elif entry.get("special") and types is not None and types[at] not in (3, 4):
-            found.append(f"token {at} {text!r}: of type {types[at]} in the GGUF, a control token in the tokenizer")
+            found.append(f"token {at} {added!r}: of type {types[at]} in the GGUF, a control token in the tokenizer")
     config = read_json(checkpoint / "tokenizer_config.json") if (checkpoint / "tokenizer_config.json").exists() else {}
     ids = added_tokens(checkpoint)
     for role in ("bos", "eos", "pad", "unk"):
-        said = config.get(f"{role}_token")
-        text = said.get("content") if isinstance(said, dict) else said
-        seen = _field(
-            reader, f"tokenizer.ggml.{'padding' if role == 'pad' else 'unknown' if role == 'unk' else role}_token_id"
-        )
+        text = token_text(config.get(f"{role}_token"))
+        spelled = {"pad": "padding", "unk": "unknown"}.get(role, role)
+        seen = _field(reader, f"tokenizer.ggml.{spelled}_token_id")
         if text in ids and seen is not None and seen != ids[text]:
             found.append(f"{role}_token: the GGUF says {seen}, the tokenizer {ids[text]} ({text!r})")
         if text in ids and seen is None and role == "eos":
@@ -251,7 +249,8 @@ def read_weights(gguf: Any, file: Path, base: Path) -> Weights:
     """Open a GGUF from anywhere under the names of a base.
 
     Raises:
-        InputError: no GGUF, truncated, or an architecture that is not modelled.
+        InputError: no GGUF, or truncated.
+        Inconclusive: an architecture whose layout is not modelled.
     """
     try:
         reader = gguf.GGUFReader(str(file))
@@ -259,7 +258,7 @@ def read_weights(gguf: Any, file: Path, base: Path) -> Weights:
         raise InputError(f"{file}: not a GGUF that can be read ({problem}). Convert or download it again.") from None
     weights = open_weights(gguf, reader, list(read_folder(base)), read_json(base / "config.json"))
     if weights.architecture not in MODELLED:
-        raise InputError(
+        raise Inconclusive(
             f"{file}: architecture {weights.architecture!r}. How it is laid out in a GGUF is known here for "
             f"{', '.join(MODELLED)} only."
         )

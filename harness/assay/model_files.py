@@ -98,8 +98,8 @@ def _compare_tokenizers(base: Path, merged: Path) -> list[Difference]:
     wanted = _optional(base / "tokenizer_config.json") or {}
     seen = _optional(merged / "tokenizer_config.json") or {}
     for key in ("eos_token", "bos_token", "add_bos_token", "add_eos_token", "add_prefix_space"):
-        if _token(wanted.get(key)) != _token(seen.get(key)):
-            detail = f"{key} is {_token(seen.get(key))!r}, the base's {_token(wanted.get(key))!r}"
+        if token_text(wanted.get(key)) != token_text(seen.get(key)):
+            detail = f"{key} is {token_text(seen.get(key))!r}, the base's {token_text(wanted.get(key))!r}"
             found.append(Difference(kind="tokenizer", file="tokenizer_config.json", detail=detail))
     try:
         template = chat_template(merged)
@@ -111,7 +111,8 @@ def _compare_tokenizers(base: Path, merged: Path) -> list[Difference]:
     return found
 
 
-def _token(value: Any) -> Any:
+def token_text(value: Any) -> Any:
+    """A token as its text: configs spell it as one, or as an object."""
     return value.get("content") if isinstance(value, dict) else value
 
 
@@ -121,7 +122,7 @@ def _optional(path: Path) -> dict[str, Any] | None:
 
 def end_token_id(folder: Path) -> int | None:
     """The id of the tokenizer's end token, from its own files."""
-    token = _token((_optional(folder / "tokenizer_config.json") or {}).get("eos_token"))
+    token = token_text((_optional(folder / "tokenizer_config.json") or {}).get("eos_token"))
     file = folder / "tokenizer.json"
     if token is None or not file.exists():
         return None

@@ -39,9 +39,9 @@ class Strength:
 
     def name_of(self, adapter: str) -> str:
         """`right`, `absent`, `doubled`, `half`, `flipped`, or the number."""
-        g, error = self.pooled[adapter], max(0.05, 3 * self.error[adapter])
+        g, error = self.pooled[adapter], max(0.1, 3 * self.error[adapter])
         for name, wanted in (("right", 1.0), ("absent", 0.0), ("half", 0.5), ("doubled", 2.0), ("flipped", -1.0)):
-            if abs(g - wanted) <= error * max(1.0, abs(wanted)):
+            if abs(g - wanted) <= error * (abs(wanted) or 0.5):
                 return name
         return f"at {g:.2f}"
 
