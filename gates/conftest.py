@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from assay.gate import prerequisite
+from assay.bases import Base
+from assay.candidate import Adapter, Candidate
+from assay.errors import AssayError
+from assay.gate import Blocked, prerequisite
 from assay.plugin import use_gates
+from assay.steps import MeasureDistribution, Prompts
 from test_bnb import base_is_usable, test_base_quant_load, test_lora_mount
 from test_data import samples_encode, test_data_parse, training_is_known
 from test_fidelity import test_adapter_files
@@ -30,3 +35,50 @@ toolchain = prerequisite(test_toolchain_ready)
 merged = prerequisite(test_merge)
 f16 = prerequisite(test_convert_f16)
 q4 = prerequisite(test_quantize_q4)
+
+
+@pytest.fixture
+def distribution(
+    request: pytest.FixtureRequest,
+    base: Base,
+    candidate: Candidate,
+    adapter: Adapter,
+    sound_adapter: Adapter,
+    prompts: Prompts,
+) -> MeasureDistribution:
+    """One measurement of every form that got there: a form that did not is its own gates' matter."""
+
+    def made(name: str) -> Any:
+        try:
+            return request.getfixturevalue(name)
+        except Blocked:
+            return None
+
+    q4, f16 = made("q4"), made("f16")
+    return MeasureDistribution(
+        base=base,
+        adapter=adapter,
+        probes=_probes(candidate, adapter, prompts),
+        max_tokens=1024,
+        nf4=made("mounted") is not None,
+        merged=made("merged"),
+        f16=f16,
+        q4=q4,
+        toolchain=made("toolchain") if f16 else None,
+    )
+
+
+def _probes(candidate: Candidate, adapter: Adapter, prompts: Prompts) -> list[dict[str, str]]:
+    """The evaluation samples with their answers where the dataset is known, else the prompts; and general prose."""
+    try:
+        training = candidate.training if candidate.trained_here else None
+    except AssayError:
+        training = None
+    if training is not None and candidate.record is not None:
+        tasks = candidate.record["recipe"]["adapters"][adapter.name]
+        samples = training.dataset.samples("eval", tasks, training.language)
+        found = [{"name": sample.id, "prompt": sample.prompt, "answer": sample.answer} for sample in samples]
+    else:
+        found = [{"name": file.stem, "prompt": file.read_text().strip()} for file in sorted(prompts.path.glob("*.txt"))]
+    texts = sorted((Path(__file__).parent / "probes").glob("*.txt"))
+    return found + [{"name": file.stem, "text": file.read_text(encoding="utf-8")} for file in texts]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from assay.bases import Base
 from assay.bench import Bench
 from assay.candidate import Adapter
 from assay.errors import Inconclusive
 from assay.gate import gate
-from assay.steps import InspectAdapter
+from assay.steps import InspectAdapter, MeasureDistribution
 from assay.store import Artifact
 
 STRENGTH = (0.9, 1.1)
 """Where the strength of an adapter lies that was neither lost nor applied twice, in 4 bits or more."""
+EXACT = 1e-3
+"""Mean KL in nats that 16-bit rounding stays below by far; a lost rotary base or norm does not."""
+ANOTHER_MODEL = 2.0
+"""Perplexity of a deployed form over the reference's, beyond which it is another model."""
+FINE_TUNE_LOST = 0.5
+"""KL(candidate‖deployed) over KL(candidate‖base): at 1 deployment moved the model as far as training had."""
 
 
 @gate("adapter_files_ok", per="adapter")
@@ -167,3 +175,107 @@ def strength_is_right(facts: dict[str, float], where: str) -> None:
         f"{where} holds the adapter at strength {g:.3f} ± {error:.4f}, {low} to {high} wanted. Furthest: "
         f"{facts['strength_furthest_layers']}"
     )
+
+
+@gate("merged_distribution_ok", per="adapter")
+def test_merged_distribution(bench: Bench, merged: Artifact, distribution: MeasureDistribution) -> None:
+    """The merged checkpoint expects the same next tokens as base + adapter in full precision: mean KL below 1e-3.
+
+    Why it matters: the reference is computed in fp32 and the checkpoint is rounded to bf16 once. More than rounding
+    means that the merge is another model, whatever its answer to one prompt.
+
+    When it fails: `merge_exact_ok` names the tensor. If that passed, the base itself overflows or loses in bf16.
+    """
+    bench.make(distribution, stage="reference")
+    is_exact(bench.make(distribution, stage="merged").stages["merged"], "the merged checkpoint")
+
+
+@gate("f16_distribution_ok", per="adapter")
+def test_f16_distribution(bench: Bench, f16: Artifact, distribution: MeasureDistribution) -> None:
+    """The F16 GGUF in llama.cpp expects the same next tokens as base + adapter in full precision: mean KL below 1e-3.
+
+    Why it matters: what is exact here need not be looked for behind the noise of quantization. A lost rotary base
+    moves it to 0.2, another norm epsilon to 0.4, and both still say Paris.
+
+    When it fails: `gguf_parity_ok` names tensor or key. If that passed, this llama.cpp computes the architecture wrongly.
+    """
+    is_exact(bench.make(distribution, stage="f16").stages["f16"], "the F16 GGUF")
+
+
+def is_exact(facts: dict[str, Any], where: str) -> None:
+    low, high = facts["kl_mean_interval"]
+    assert facts["kl_mean"] < EXACT, (
+        f"{where}: mean KL {facts['kl_mean']:.2g} nats ({low:.2g} to {high:.2g}) from the reference over "
+        f"{facts['scored_tokens']} tokens, below {EXACT} wanted; the largest is {facts['kl_max']:.2g}"
+    )
+
+
+@gate("nf4_distribution_ok", per="adapter")
+def test_nf4_distribution(bench: Bench, mounted: Artifact, distribution: MeasureDistribution) -> None:
+    """The 4-bit base with the adapter is no other model: its perplexity is less than twice the reference's.
+
+    Why it matters: 4-bit is called lossless because an answer is not empty. How much it loses depends on the model, so
+    it is measured, with its interval, and only what is certainly another model fails.
+
+    When it fails: keep double quantization and bf16 compute; if it stays, deploy in 8 bits, or through Q5_K_M.
+    """
+    is_no_other_model(bench.make(distribution, stage="nf4").stages["nf4"], "the 4-bit base with the adapter")
+
+
+@gate("q4_distribution_ok", per="adapter")
+def test_q4_distribution(bench: Bench, q4: Artifact, distribution: MeasureDistribution) -> None:
+    """The Q4_K_M file in llama.cpp is no other model: its perplexity is less than twice the reference's.
+
+    Why it matters: this is the file that ships. The facts have its distance at every stage, and where most of it enters.
+
+    When it fails: `loss_enters_at` names the stage. `q4` with all parity gates passed is quantization itself: use
+    Q5_K_M or Q8_0.
+    """
+    facts = bench.make(distribution, stage="q4").stages["q4"]
+    bench.make(distribution, stage="waterfall")
+    is_no_other_model(facts, "the Q4_K_M GGUF")
+
+
+def is_no_other_model(facts: dict[str, Any], where: str) -> None:
+    (low, high), ratio = facts["perplexity_ratio_interval"], facts["perplexity_ratio"]
+    said = f"{where}: {ratio:.2f} times the reference's perplexity ({low:.2f} to {high:.2f}), mean KL {facts['kl_mean']:.2g}"
+    assert low < ANOTHER_MODEL, f"{said}; below {ANOTHER_MODEL} wanted"
+    if high >= ANOTHER_MODEL:
+        raise Inconclusive(f"{said}. {facts['sequences']} sequences cannot tell whether it is below {ANOTHER_MODEL}.")
+
+
+@gate("nf4_survives_ok", per="adapter")
+def test_nf4_survives(bench: Bench, mounted: Artifact, distribution: MeasureDistribution) -> None:
+    """On the task's own answers, 4-bit moved the fine-tuned model less than half as far as training had moved the base.
+
+    Why it matters: a fine-tune that moved the base a little is lost to a quantization that moves it as much, and no
+    absolute threshold would say so.
+
+    When it fails: deploy in more bits, or train longer or at a higher rate, so that there is more to lose.
+    """
+    survives(bench.make(distribution, stage="nf4").stages["nf4"], "4-bit with the adapter mounted")
+
+
+@gate("q4_survives_ok", per="adapter")
+def test_q4_survives(bench: Bench, q4: Artifact, distribution: MeasureDistribution) -> None:
+    """On the task's own answers, Q4_K_M moved the fine-tuned model less than half as far as training had moved the base.
+
+    Why it matters: see `nf4_survives_ok`.
+
+    When it fails: use Q5_K_M or Q8_0, or deploy the adapter unmerged.
+    """
+    survives(bench.make(distribution, stage="q4").stages["q4"], "Q4_K_M")
+
+
+def survives(facts: dict[str, Any], where: str) -> None:
+    share, (low, high) = facts["share_lost"], facts["share_lost_interval"]
+    assert share is not None, f"{where}: training moved the base by nothing at all, so there is no fine-tune to lose"
+    said = (
+        f"{where} is {facts['kl_on_task']:.3g} nats from the candidate, the bare base {facts['kl_of_base_on_task']:.3g}: "
+        f"a share of {share:.2f} ({low:.2f} to {high:.2f})"
+    )
+    assert low < FINE_TUNE_LOST, f"{said}, below {FINE_TUNE_LOST} wanted. The fine-tune is lost"
+    if high >= FINE_TUNE_LOST:
+        raise Inconclusive(
+            f"{said}. {facts['task_sequences']} answers cannot tell whether it is below {FINE_TUNE_LOST}."
+        )

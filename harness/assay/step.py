@@ -79,8 +79,19 @@ def _version(package: str) -> str | None:
 @cache
 def workers_digest() -> str:
     """The workers' own version: a hash of all their source, so that no changed worker reuses an old result."""
-    shared = ["answers", "checkpoint", "dataset", "encoding", "execution", "forensics", "gguf_file", "lora", "metrics"]
-    shared += ["model_files", "plan", "rounding", "strength", "toolchain"]
+    shared = [
+        "answers",
+        "checkpoint",
+        "dataset",
+        "distribution",
+        "encoding",
+        "execution",
+        "forensics",
+        "gguf_file",
+        "lora",
+        "metrics",
+    ]
+    shared += ["model_files", "plan", "rounding", "statistics", "strength", "toolchain"]
     sources = [f"{module}.py" for module in shared]
     sources += sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("workers/*.py"))
     return digest_files(PACKAGE, sources)

@@ -208,6 +208,28 @@ class QuantizeQ4(Step):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasureDistribution(Step):
+    """Feed the same tokens to the reference and to every form there is, and compare what each expects next."""
+
+    worker = "distribution.measure"
+    stages = ("reference", "merged", "nf4", "f16", "q4", "waterfall")
+    packages = _TORCH
+    on_device = True
+
+    base: Base
+    adapter: Adapter
+    probes: list[dict[str, str]]
+    """Each has a name and either a `text`, or a `prompt` with its `answer` (without one the reference answers)."""
+    max_tokens: int
+    """A longer probe is cut."""
+    nf4: bool
+    merged: Artifact | None
+    f16: Artifact | None
+    q4: Artifact | None
+    toolchain: Toolchain | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunLlamaCli(Step):
     """Ask llama-cli the prompts, one process and one turn each."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from assay.machine import cpu_flags
@@ -26,6 +27,18 @@ def load_nf4(base: str) -> tuple[Any, Any, str]:
 def load_full(base: str) -> tuple[Any, Any, str]:
     """Model, tokenizer and device: unquantized, in the fastest exact dtype of this machine."""
     return _load(base, full_dtype())
+
+
+def load_reference(base: str) -> tuple[Any, Any, str]:
+    """Model, tokenizer and device in fp32, what others are compared with; in bf16 where a GPU has no room for that."""
+    import torch
+
+    if torch.cuda.is_available():
+        weights = sum(file.stat().st_size for file in Path(base).glob("*.safetensors"))
+        free, _ = torch.cuda.mem_get_info()
+        if free < 2.5 * weights:
+            return _load(base, torch.bfloat16)
+    return _load(base, torch.float32)
 
 
 def _load(base: str, dtype: Any, **how: Any) -> tuple[Any, Any, str]:
