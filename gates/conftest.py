@@ -45,6 +45,7 @@ def distribution(
     adapter: Adapter,
     sound_adapter: Adapter,
     prompts: Prompts,
+    probes: Prompts,
 ) -> MeasureDistribution:
     """One measurement of every form that got there: a form that did not is its own gates' matter."""
 
@@ -58,7 +59,7 @@ def distribution(
     return MeasureDistribution(
         base=base,
         adapter=adapter,
-        probes=_probes(candidate, adapter, prompts),
+        probes=_answers(candidate, adapter, prompts) + _texts(probes),
         max_tokens=1024,
         nf4=made("mounted") is not None,
         merged=made("merged"),
@@ -68,17 +69,22 @@ def distribution(
     )
 
 
-def _probes(candidate: Candidate, adapter: Adapter, prompts: Prompts) -> list[dict[str, str]]:
-    """The evaluation samples with their answers where the dataset is known, else the prompts; and general prose."""
+def _answers(candidate: Candidate, adapter: Adapter, prompts: Prompts) -> list[dict[str, str]]:
+    """The evaluation samples with their answers where the dataset is known, else the prompts."""
     try:
         training = candidate.training if candidate.trained_here else None
     except AssayError:
         training = None
-    if training is not None and candidate.record is not None:
-        tasks = candidate.record["recipe"]["adapters"][adapter.name]
-        samples = training.dataset.samples("eval", tasks, training.language)
-        found = [{"name": sample.id, "prompt": sample.prompt, "answer": sample.answer} for sample in samples]
-    else:
-        found = [{"name": file.stem, "prompt": file.read_text().strip()} for file in sorted(prompts.path.glob("*.txt"))]
-    texts = sorted((Path(__file__).parent / "probes").glob("*.txt"))
-    return found + [{"name": file.stem, "text": file.read_text(encoding="utf-8")} for file in texts]
+    if training is None or candidate.record is None:
+        return [{"name": file.stem, "prompt": file.read_text(encoding="utf-8").strip()} for file in _files(prompts)]
+    tasks = candidate.record["recipe"]["adapters"][adapter.name]
+    samples = training.dataset.samples("eval", tasks, training.language)
+    return [{"name": sample.id, "prompt": sample.prompt, "answer": sample.answer} for sample in samples]
+
+
+def _texts(probes: Prompts) -> list[dict[str, str]]:
+    return [{"name": file.stem, "text": file.read_text(encoding="utf-8")} for file in _files(probes)]
+
+
+def _files(folder: Prompts) -> list[Path]:
+    return sorted(folder.path.glob("*.txt"))

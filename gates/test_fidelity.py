@@ -197,7 +197,7 @@ def test_f16_distribution(bench: Bench, f16: Artifact, distribution: MeasureDist
     Why it matters: what is exact here need not be looked for behind the noise of quantization. A lost rotary base
     moves it to 0.2, another norm epsilon to 0.4, and both still say Paris.
 
-    When it fails: `gguf_parity_ok` names tensor or key. If that passed, this llama.cpp computes the architecture wrongly.
+    When it fails: `gguf_parity_ok` names tensor or key. If that passed, llama.cpp computes this architecture wrongly.
     """
     is_exact(bench.make(distribution, stage="f16").stages["f16"], "the F16 GGUF")
 
@@ -226,7 +226,7 @@ def test_nf4_distribution(bench: Bench, mounted: Artifact, distribution: Measure
 def test_q4_distribution(bench: Bench, q4: Artifact, distribution: MeasureDistribution) -> None:
     """The Q4_K_M file in llama.cpp is no other model: its perplexity is less than twice the reference's.
 
-    Why it matters: this is the file that ships. The facts have its distance at every stage, and where most of it enters.
+    Why it matters: this is the file that ships. Its facts have the distance at every stage, and where most of it enters.
 
     When it fails: `loss_enters_at` names the stage. `q4` with all parity gates passed is quantization itself: use
     Q5_K_M or Q8_0.
@@ -238,7 +238,7 @@ def test_q4_distribution(bench: Bench, q4: Artifact, distribution: MeasureDistri
 
 def is_no_other_model(facts: dict[str, Any], where: str) -> None:
     (low, high), ratio = facts["perplexity_ratio_interval"], facts["perplexity_ratio"]
-    said = f"{where}: {ratio:.2f} times the reference's perplexity ({low:.2f} to {high:.2f}), mean KL {facts['kl_mean']:.2g}"
+    said = f"{where}: {ratio:.2f} times the reference's perplexity ({low:.2f} to {high:.2f})"
     assert low < ANOTHER_MODEL, f"{said}; below {ANOTHER_MODEL} wanted"
     if high >= ANOTHER_MODEL:
         raise Inconclusive(f"{said}. {facts['sequences']} sequences cannot tell whether it is below {ANOTHER_MODEL}.")
@@ -246,7 +246,7 @@ def is_no_other_model(facts: dict[str, Any], where: str) -> None:
 
 @gate("nf4_survives_ok", per="adapter")
 def test_nf4_survives(bench: Bench, mounted: Artifact, distribution: MeasureDistribution) -> None:
-    """On the task's own answers, 4-bit moved the fine-tuned model less than half as far as training had moved the base.
+    """On the task's own answers, 4-bit moved the model less than half as far as training had moved the base.
 
     Why it matters: a fine-tune that moved the base a little is lost to a quantization that moves it as much, and no
     absolute threshold would say so.
@@ -258,7 +258,7 @@ def test_nf4_survives(bench: Bench, mounted: Artifact, distribution: MeasureDist
 
 @gate("q4_survives_ok", per="adapter")
 def test_q4_survives(bench: Bench, q4: Artifact, distribution: MeasureDistribution) -> None:
-    """On the task's own answers, Q4_K_M moved the fine-tuned model less than half as far as training had moved the base.
+    """On the task's own answers, Q4_K_M moved the model less than half as far as training had moved the base.
 
     Why it matters: see `nf4_survives_ok`.
 
@@ -271,8 +271,8 @@ def survives(facts: dict[str, Any], where: str) -> None:
     share, (low, high) = facts["share_lost"], facts["share_lost_interval"]
     assert share is not None, f"{where}: training moved the base by nothing at all, so there is no fine-tune to lose"
     said = (
-        f"{where} is {facts['kl_on_task']:.3g} nats from the candidate, the bare base {facts['kl_of_base_on_task']:.3g}: "
-        f"a share of {share:.2f} ({low:.2f} to {high:.2f})"
+        f"{where} is {facts['kl_on_task']:.3g} nats from the candidate, the bare base "
+        f"{facts['kl_of_base_on_task']:.3g}: a share of {share:.2f} ({low:.2f} to {high:.2f})"
     )
     assert low < FINE_TUNE_LOST, f"{said}, below {FINE_TUNE_LOST} wanted. The fine-tune is lost"
     if high >= FINE_TUNE_LOST:

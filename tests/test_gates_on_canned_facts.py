@@ -10,7 +10,9 @@ from typing import Any, cast
 import pytest
 import test_bnb
 import test_data
+import test_fidelity
 import test_gguf
+import test_parity
 from assay.bases import Base
 from assay.bench import Bench
 from assay.candidate import Adapter, Candidate, Training
@@ -20,7 +22,7 @@ from assay.errors import Inconclusive, Unavailable
 from assay.gate import gate_of
 from assay.paths import REPOSITORY
 from assay.step import Step
-from assay.steps import EncodeDataset, Prompts, ReadDataset
+from assay.steps import EncodeDataset, MeasureDistribution, Prompts, ReadDataset
 from assay.store import Artifact
 from assay.toolchain import Toolchain
 
@@ -33,6 +35,27 @@ ANSWERS = {
         "prompt_is_the_templates": True,
         "p_end_at_first_position": 0.5,
     }
+}
+STRENGTH = {
+    "strength": 0.99,
+    "strength_standard_error": 0.001,
+    "strength_of_random_adapter": 0.001,
+    "strength_furthest_layers": ["w 0.90"],
+    "adapter_relative_size": 0.02,
+}
+DISTANCE = {
+    "kl_mean": 1e-4,
+    "kl_mean_interval": [9e-5, 2e-4],
+    "kl_max": 0.01,
+    "scored_tokens": 4000,
+    "sequences": 20,
+    "perplexity_ratio": 1.1,
+    "perplexity_ratio_interval": [1.0, 1.2],
+    "kl_on_task": 0.1,
+    "kl_of_base_on_task": 2.0,
+    "share_lost": 0.05,
+    "share_lost_interval": [0.04, 0.06],
+    "task_sequences": 17,
 }
 HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
     "dataset.read": {
@@ -83,6 +106,12 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
             "modules_that_misfit": [],
             "modules_not_in_base": [],
             "modules_without_effect": [],
+            "unknown_tensors": [],
+            "modules_of_another_rank": [],
+            "modules_in_file_but_not_targeted": [],
+            "modules_targeted_but_not_in_file": [],
+            "modules_where_dora_disagrees": [],
+            "modules_to_save_not_in_file": [],
             "base_model_name_or_path": "mirror/tiny",
         }
     },
@@ -97,6 +126,7 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
             "largest_logit_change": 1.5,
             "largest_logit_change_by_zero_adapter": 0.0,
             "cosine_of_base_before_and_after_mounting": 1.0,
+            **STRENGTH,
         },
         "generate": {"answers": ANSWERS},
     },
@@ -127,10 +157,18 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
             "tensors_targeted": 2,
             "largest_absolute_value": 9.0,
             "largest_absolute_value_in": "w",
+            "defects": [],
+            "recipe": "rounded once",
+            **STRENGTH,
         }
     },
     "gguf.convert": {
-        "all": {
+        "compare": {
+            "architecture": "llama",
+            "layout_is_modelled": True,
+            "tensors_with_other_values": [],
+            "metadata_that_differs": [],
+            **STRENGTH,
             "tensors_missing": [],
             "tensors_extra": [],
             "tensors_unmapped": [],
@@ -147,7 +185,9 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
     "gguf.quantize": {
-        "all": {
+        "inspect": {
+            "tensors_beyond_noise": [],
+            **STRENGTH,
             "file_type": "MOSTLY_Q4_K_M",
             "tensors_missing": [],
             "tensors_extra": [],
@@ -158,6 +198,11 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
             "file_bytes": 10,
             "source_bytes": 30,
         }
+    },
+    "distribution.measure": {
+        "reference": {},
+        **dict.fromkeys(("merged", "nf4", "f16", "q4"), DISTANCE),
+        "waterfall": {"loss_enters_at": "q4"},
     },
     "smoke.llama_cli": {"generate": {"answers": ANSWERS}},
     "smoke.llama_cpp_python": {
@@ -176,6 +221,10 @@ RECORD = {
     "recipe": {"adapters": {"style": ["style"]}, "language": "en", "max_tokens": 512},
 }
 TOOLCHAIN = Toolchain(path=Path("toolchain"))
+
+DISTRIBUTION = MeasureDistribution(
+    base=BASE, adapter=ADAPTER, probes=[], max_tokens=9, nf4=True, merged=None, f16=None, q4=None, toolchain=None
+)
 
 
 class CannedBench:
@@ -214,21 +263,27 @@ def judge(gate: Callable[..., Any], facts: dict[str, dict[str, dict[str, Any]]])
         "adapter": ADAPTER,
         "sound_adapter": ADAPTER,
         "base_nf4": ARTIFACT,
-        "mounted": ARTIFACT,
-        "merged": ARTIFACT,
-        "f16": ARTIFACT,
-        "q4": ARTIFACT,
+        "distribution": DISTRIBUTION,
         "prompts": Prompts(path=Path("prompts")),
         "max_new_tokens": 64,
         "toolchain": TOOLCHAIN,
     }
+    made = CannedBench(facts).canned
+    for name, worker in {
+        "mounted": "bnb.mount",
+        "merged": "merge.fold",
+        "f16": "gguf.convert",
+        "q4": "gguf.quantize",
+    }.items():
+        given[name] = Artifact(**{**vars(ARTIFACT), "stages": made[worker]})
     wanted = gate.__code__.co_varnames[: gate.__code__.co_argcount]
     gate(**{name: given[name] for name in wanted})
 
 
 def broken(worker: str, fact: str, value: object) -> dict[str, dict[str, dict[str, Any]]]:
     facts: dict[str, dict[str, dict[str, Any]]] = json.loads(json.dumps(HEALTHY))
-    stages = facts[worker]
+    worker, _, only = worker.partition(" ")
+    stages = {only: facts[worker][only]} if only else facts[worker]
     home = next((stage for stage in stages.values() if fact in stage), None)
     if home is None:
         home = next(stage for stage in stages.values() if "answers" in stage)["answers"]["p"]
@@ -239,7 +294,7 @@ def broken(worker: str, fact: str, value: object) -> dict[str, dict[str, dict[st
 
 ALL = [
     function
-    for module in (test_data, test_bnb, test_gguf)
+    for module in (test_data, test_fidelity, test_bnb, test_gguf, test_parity)
     for function in vars(module).values()
     if gate_of(function) is not None
 ]
@@ -281,13 +336,66 @@ CASES: list[tuple[Callable[..., Any], str, str, object, str]] = [
     (test_bnb.test_base_quant_load, "bnb.load", "compute_dtypes", ["float32"], "bfloat16 wanted"),
     (test_bnb.test_base_quant_load, "bnb.load", "weight_bytes", 102, "the shapes predict 99"),
     (test_bnb.test_base_quant_load, "bnb.load", "logits_not_finite", 1, "NaN or inf"),
-    (test_bnb.test_lora_mount, "adapter.inspect", "peft_type", "IA3", "Assay judges LoRA"),
-    (test_bnb.test_lora_mount, "adapter.inspect", "adapted_modules", 0, "no lora_A"),
-    (test_bnb.test_lora_mount, "adapter.inspect", "tensors_not_finite", ["x"], "hold NaN or inf"),
-    (test_bnb.test_lora_mount, "adapter.inspect", "modules_with_one_half", ["x"], "only one of"),
-    (test_bnb.test_lora_mount, "adapter.inspect", "modules_that_misfit", ["x: 3×4"], "made for another base"),
-    (test_bnb.test_lora_mount, "adapter.inspect", "modules_not_in_base", ["x"], "are not in mirror/tiny"),
-    (test_bnb.test_lora_mount, "adapter.inspect", "modules_without_effect", ["x", "y"], "all zero in 2 of 2 modules"),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "peft_type", "IA3", "Assay judges LoRA"),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "adapted_modules", 0, "no lora_A"),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "tensors_not_finite", ["x"], "hold NaN or inf"),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_with_one_half", ["x"], "only one of"),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_that_misfit", ["x: 3×4"], "made for another base"),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_not_in_base", ["x"], "are not in mirror/tiny"),
+    (
+        test_fidelity.test_adapter_files,
+        "adapter.inspect",
+        "modules_without_effect",
+        ["x", "y"],
+        "all zero in 2 of 2 modules",
+    ),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "unknown_tensors", ["x"], "no part of a LoRA"),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_of_another_rank", ["x: rank 4"], "x: rank 4"),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_in_file_but_not_targeted", ["x"], "leaves out 1"),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_targeted_but_not_in_file", ["x"], "asks for 1"),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_where_dora_disagrees", ["x"], "use_dora"),
+    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_to_save_not_in_file", ["lm_head"], "lm_head"),
+    (
+        test_fidelity.test_merge_exact,
+        "merge.fold",
+        "defects",
+        ["scaled: x: 2"],
+        "1 defects in the merged .* scaled: x: 2",
+    ),
+    (test_fidelity.test_merge_exact, "merge.fold", "recipe", None, "no way of rounding"),
+    *[
+        (gate, worker, fact, value, said)
+        for gate, worker in (
+            (test_fidelity.test_merged_strength, "merge.fold"),
+            (test_fidelity.test_f16_strength, "gguf.convert"),
+            (test_fidelity.test_q4_strength, "gguf.quantize"),
+            (test_fidelity.test_nf4_strength, "bnb.mount"),
+        )
+        for fact, value, said in (
+            ("strength", 0.0, "at strength 0.000"),
+            ("strength", 2.0, "at strength 2.000"),
+            ("strength", -1.0, "at strength -1.000"),
+            ("strength", 0.5, "at strength 0.500"),
+            ("strength_of_random_adapter", 0.2, "the control failed"),
+        )
+    ],
+    (test_fidelity.test_merged_distribution, "distribution.measure merged", "kl_mean", 0.002, "mean KL 0.002"),
+    (test_fidelity.test_f16_distribution, "distribution.measure f16", "kl_mean", 0.2, "mean KL 0.2"),
+    *[
+        (gate, f"distribution.measure {form}", fact, value, said)
+        for form, gates in {
+            "nf4": (test_fidelity.test_nf4_distribution, test_fidelity.test_nf4_survives),
+            "q4": (test_fidelity.test_q4_distribution, test_fidelity.test_q4_survives),
+        }.items()
+        for gate, fact, value, said in (
+            (gates[0], "perplexity_ratio_interval", [2.1, 3.0], "below 2.0 wanted"),
+            (gates[1], "share_lost_interval", [0.6, 1.4], "The fine-tune is lost"),
+            (gates[1], "share_lost", None, "training moved the base by nothing"),
+        )
+    ],
+    (test_parity.test_gguf_parity, "gguf.convert", "metadata_that_differs", ["rope.freq_base"], "rope.freq_base"),
+    (test_parity.test_gguf_parity, "gguf.convert", "tensors_with_other_values", ["x"], "other values"),
+    (test_parity.test_q4_parity, "gguf.quantize", "tensors_beyond_noise", ["x Q4_K by 90%"], "x Q4_K by 90%"),
     (test_bnb.test_lora_mount, "bnb.mount", "tensors_not_consumed", ["x"], "dropped in silence"),
     (test_bnb.test_lora_mount, "bnb.mount", "tensors_missing_in_file", ["x"], "not in the file"),
     (test_bnb.test_lora_mount, "bnb.mount", "tensors_changed_on_the_way", ["x"], "other values"),
@@ -380,29 +488,51 @@ def test_thoughts_alone_fail_if_the_model_ended_there_and_cannot_be_judged_if_it
         judge(test_bnb.test_generate_non_empty, facts)
 
 
+@pytest.mark.parametrize(
+    ("gate", "worker", "fact", "value", "said"),
+    [
+        (test_fidelity.test_q4_survives, "distribution.measure q4", "share_lost_interval", [0.4, 0.6], "17 answers"),
+        (
+            test_fidelity.test_q4_distribution,
+            "distribution.measure q4",
+            "perplexity_ratio_interval",
+            [1.5, 2.5],
+            "20 seq",
+        ),
+        (test_fidelity.test_q4_strength, "gguf.quantize", "adapter_relative_size", 0.0, "no plain LoRA"),
+        (test_parity.test_gguf_parity, "gguf.convert", "layout_is_modelled", False, "is not known here"),
+    ],
+)
+def test_what_so_few_samples_cannot_show_is_inconclusive(
+    gate: Callable[..., Any], worker: str, fact: str, value: object, said: str
+) -> None:
+    with pytest.raises(Inconclusive, match=said):
+        judge(gate, broken(worker, fact, value))
+
+
 def test_an_adapter_trained_on_another_name_is_inconclusive() -> None:
     facts = broken("adapter.inspect", "base_model_name_or_path", "unsloth/other-8b")
     with pytest.raises(Inconclusive, match="--trained-on 'unsloth/other-8b'"):
-        judge(test_bnb.test_lora_mount, facts)
+        judge(test_fidelity.test_adapter_files, facts)
 
 
 def test_the_users_word_settles_an_adapters_base(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = broken("adapter.inspect", "base_model_name_or_path", "unsloth/other-8b")
     monkeypatch.setitem(globals(), "ADAPTER", Adapter(name="style", source="a", trained_on="unsloth/other-8b"))
-    judge(test_bnb.test_lora_mount, facts)
+    judge(test_fidelity.test_adapter_files, facts)
 
 
 def test_a_recorded_base_is_compared_by_content(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Base, "digest", "f00")
     monkeypatch.setitem(globals(), "ADAPTER", Adapter(name="style", source="a", recorded_base="bad"))
     with pytest.raises(AssertionError, match="was trained on a base with digest bad"):
-        judge(test_bnb.test_lora_mount, HEALTHY)
+        judge(test_fidelity.test_adapter_files, HEALTHY)
 
 
 def test_an_adapter_that_changed_since_training_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ADAPTER", Adapter(name="style", source="a", recorded_digest="other"))
     with pytest.raises(AssertionError, match="not the adapter that candidate"):
-        judge(test_bnb.test_lora_mount, HEALTHY)
+        judge(test_fidelity.test_adapter_files, HEALTHY)
 
 
 def test_a_dataset_that_is_not_here_is_unavailable_and_a_changed_one_inconclusive(

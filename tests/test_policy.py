@@ -51,8 +51,26 @@ def test_what_is_off_is_named(tmp_path: Path, text: str, said: str) -> None:
 def test_the_projects_own_policy_keeps_the_public_ids() -> None:
     policy = read_policy(GATES / "policy.toml", [gate.id for gate in read_gates(GATES)])
     primary = {gate for gate, severity in policy.severity.items() if severity is Severity.PRIMARY}
-    assert primary == {"base_quant_load_ok", "<adapter>_lora_mount_ok", "<adapter>_generate_non_empty"}
+    assert primary == {
+        "adapter_files_ok",
+        "base_quant_load_ok",
+        "<adapter>_lora_mount_ok",
+        "<adapter>_generate_non_empty",
+    }
     assert set(policy.severity) - primary == {
+        "merge_exact_ok",
+        "merged_strength_ok",
+        "f16_strength_ok",
+        "q4_strength_ok",
+        "nf4_strength_ok",
+        "merged_distribution_ok",
+        "f16_distribution_ok",
+        "nf4_distribution_ok",
+        "q4_distribution_ok",
+        "nf4_survives_ok",
+        "q4_survives_ok",
+        "gguf_parity_ok",
+        "q4_parity_ok",
         "data_parse_ok",
         "data_fields_ok",
         "data_template_ok",

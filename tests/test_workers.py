@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import test_bnb
+import test_fidelity
 import test_gguf
+import test_parity
 from assay import paths
 from assay.bases import Base
 from assay.bench import Bench
 from assay.candidate import Adapter, Candidate
+from assay.forensics import examine, facts
 from assay.store import Store
 from assay.toolchain import find_toolchain
-from assay.workers.merge import compare
 
 from tests.samples import write_adapter
 
@@ -54,6 +56,18 @@ def test_a_256_wide_model_becomes_a_true_q4_k_m(base: Base, adapter_folder: Path
     assert set(q4.facts["tensor_types"]) == {"F32", "Q4_K", "Q6_K"}
     assert merged.facts["tensors_targeted"] == len(SHAPES)
     assert f16.facts["architecture"] == "qwen3"
+    test_fidelity.test_merge_exact(merged)
+    for strength, artifact in (
+        (test_fidelity.test_merged_strength, merged),
+        (test_fidelity.test_f16_strength, f16),
+        (test_fidelity.test_q4_strength, q4),
+    ):
+        strength(artifact)
+        told = artifact.stages["inspect" if artifact is q4 else "compare"]
+        assert 0.95 < told["strength"] < 1.05
+        assert abs(told["strength_of_random_adapter"]) < 0.05
+    test_parity.test_gguf_parity(f16)
+    test_parity.test_q4_parity(q4)
 
 
 def mount(base: Base, folder: Path, bench: Bench) -> None:
@@ -63,7 +77,8 @@ def mount(base: Base, folder: Path, bench: Bench) -> None:
     style = adapter(folder)
     candidate = Candidate(name="c", base_spec=base.id, revision=None, adapters=(style,), folder=folder)
     nf4 = test_bnb.test_base_quant_load(bench, candidate)
-    test_bnb.test_lora_mount(bench, base, nf4, style, Prompts(path=paths.GATES / "prompts"), 8)
+    test_fidelity.test_adapter_files(bench, base, style)
+    test_bnb.test_lora_mount(bench, base, nf4, style, style, Prompts(path=paths.GATES / "prompts"), 8)
 
 
 def test_a_healthy_adapter_mounts(base: Base, adapter_folder: Path, bench: Bench) -> None:
@@ -103,10 +118,8 @@ def write_again(**options: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
-        pytest.param(
-            narrow_the_config, "4 of 8 tensors were dropped in silence", id="config narrower than the weights"
-        ),
-        pytest.param(widen_the_config, "4 tensors that the config asks for are not in the file", id="config wider"),
+        pytest.param(narrow_the_config, "target_modules leaves out 2 modules", id="config narrower than the weights"),
+        pytest.param(widen_the_config, "asks for 2 modules that are not in the file", id="config wider"),
         pytest.param(
             edit_weights(b"model.layers.1.self_attn.q_proj", b"model.layerz.1.self_attn.q_proj"),
             "are not in",
@@ -155,6 +168,10 @@ def test_a_base_that_computes_nan_fails_to_load(base: Base, bench: Bench, tmp_pa
         test_bnb.test_base_quant_load(bench, candidate)
 
 
+def forensics(base: Base, adapter_folder: Path, merged: Path) -> dict[str, Any]:
+    return facts(examine(base.path, adapter_folder, merged), merged)
+
+
 Q, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
 
 
@@ -172,9 +189,9 @@ def test_a_checkpoint_is_compared_tensor_by_tensor(
     def change(values: np.ndarray[Any, Any]) -> None:
         values[3] = bits
 
-    facts = compare(base.path, copy_with(base, tmp_path / "merged", name, change), adapter_folder)
-    assert facts[fact] == seen
-    assert len(facts["targeted_unchanged"]) == len(SHAPES), "a copy of the base has nothing merged in"
+    told = forensics(base, adapter_folder, copy_with(base, tmp_path / "merged", name, change))
+    assert told[fact] == seen
+    assert len(told["targeted_unchanged"]) == len(SHAPES), "a copy of the base has nothing merged in"
 
 
 def test_a_checkpoint_that_lacks_a_tensor_or_has_one_more_is_seen(
@@ -184,5 +201,5 @@ def test_a_checkpoint_that_lacks_a_tensor_or_has_one_more_is_seen(
     content = (folder / "model.safetensors").read_bytes()
     assert content.count(b'"model.norm.weight"') == 1
     (folder / "model.safetensors").write_bytes(content.replace(b'"model.norm.weight"', b'"model.nurm.weight"'))
-    facts = compare(base.path, folder, adapter_folder)
-    assert (facts["tensors_missing"], facts["tensors_extra"]) == (["model.norm.weight"], ["model.nurm.weight"])
+    told = forensics(base, adapter_folder, folder)
+    assert (told["tensors_missing"], told["tensors_extra"]) == (["model.norm.weight"], ["model.nurm.weight"])

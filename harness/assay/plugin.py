@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--run", metavar="DIR", help="folder of the record (default: reports/<time>-<candidate>)")
     group.addoption("--policy", metavar="FILE", help="what blocks a release (default: policy.toml beside the gates)")
     group.addoption("--prompts", metavar="DIR", help="folder of *.txt prompts (default: prompts/ beside the gates)")
+    group.addoption("--probes", metavar="DIR", help="folder of *.txt prose that distributions are measured on, too")
     group.addoption("--max-new-tokens", metavar="N", type=int, default=64, help="length of the answers (default: 64)")
     group.addoption("--fresh", action="store_true", help="reuse no result of an earlier run")
     group.addoption(
@@ -149,6 +150,12 @@ def candidate(request: pytest.FixtureRequest) -> Candidate:
 def prompts(request: pytest.FixtureRequest) -> Prompts:
     """What every generating gate asks."""
     return request.config.stash[SESSION].prompts
+
+
+@pytest.fixture
+def probes(request: pytest.FixtureRequest) -> Prompts:
+    """General prose that every form is fed, beside the task's own answers."""
+    return request.config.stash[SESSION].probes
 
 
 @pytest.fixture

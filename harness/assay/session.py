@@ -54,6 +54,8 @@ class GatesSession:
         self.candidate = candidate
         self.prompts = Prompts(path=Path(config.getoption("--prompts") or folder / "prompts").resolve())
         _ = self.prompts.digest  # a wrong --prompts is the user's, not the candidate's: say so before anything runs
+        self.probes = Prompts(path=Path(config.getoption("--probes") or folder / "probes").resolve())
+        _ = self.probes.digest
         self.max_new_tokens = config.getoption("--max-new-tokens")
         self.bench = Bench(
             Store(paths.cache() / "store"),
