@@ -14,6 +14,14 @@ from assay.store import Artifact
 
 STRENGTH = (0.9, 1.1)
 """Where the strength of an adapter lies that was neither lost nor applied twice, in 4 bits or more."""
+SHOWN = (
+    "strength",
+    "strength_standard_error",
+    "strength_of_random_adapter",
+    "strength_by_layer_median",
+    "strength_furthest_layers",
+    "adapter_relative_size",
+)
 EXACT = 1e-3
 """Mean KL in nats that 16-bit rounding stays below by far; a lost rotary base or norm does not."""
 ANOTHER_MODEL = 2.0
@@ -98,7 +106,7 @@ def _is_trained_on(base: Base, adapter: Adapter, recorded: str | None) -> None:
 
 
 @gate("merge_exact_ok", per="adapter")
-def test_merge_exact(merged: Artifact) -> None:
+def test_merge_exact(bench: Bench, merged: Artifact) -> None:
     """Every tensor of the merged checkpoint is base + scale·BA under a named recipe, or the base's, bit for bit.
 
     Why it matters: a merge that lost a layer, applied the adapter twice, or came with another config or tokenizer
@@ -107,14 +115,14 @@ def test_merge_exact(merged: Artifact) -> None:
     When it fails: each defect names its tensor and its kind. Merge again from the base and the adapter named; for a
     checkpoint from elsewhere, `assay check-merge --base BASE --adapter ADAPTER MERGED` tells the same.
     """
-    facts = merged.stages["compare"]
+    facts = bench.look(merged, "compare", "recipe", "defects", "notes", "elements_compared", "elements_one_step_off")
     defects = facts["defects"]
     assert not defects, f"{len(defects)} defects in the merged checkpoint. {defects[0]}"
     assert facts["recipe"], "no way of rounding is known that makes this checkpoint of the base and the adapter"
 
 
 @gate("merged_strength_ok", per="adapter")
-def test_merged_strength(merged: Artifact) -> None:
+def test_merged_strength(bench: Bench, merged: Artifact) -> None:
     """The adapter is in the merged checkpoint at strength 1, and a random change of equal size is not.
 
     Why it matters: the strength ⟨W' − W, sBA⟩ / ⟨sBA, sBA⟩ says without a forward pass whether a file holds the
@@ -122,22 +130,22 @@ def test_merged_strength(merged: Artifact) -> None:
 
     When it fails: near 0, bf16 swallowed a small adapter or the base was saved; 2 or 0.5, alpha or the scale is wrong.
     """
-    strength_is_right(merged.stages["compare"], "the merged checkpoint")
+    strength_is_right(bench.look(merged, "compare", *SHOWN), "the merged checkpoint")
 
 
 @gate("f16_strength_ok", per="adapter")
-def test_f16_strength(f16: Artifact) -> None:
+def test_f16_strength(bench: Bench, f16: Artifact) -> None:
     """The adapter is in the F16 GGUF at strength 1, and a random change of equal size is not.
 
     Why it matters: see `merged_strength_ok`; the file is read back through the converter's permutation.
 
     When it fails: with `merged_strength_ok` passed, the converter read another checkpoint or permuted rows wrongly.
     """
-    strength_is_right(f16.stages["compare"], "the F16 GGUF")
+    strength_is_right(bench.look(f16, "compare", *SHOWN), "the F16 GGUF")
 
 
 @gate("q4_strength_ok", per="adapter")
-def test_q4_strength(q4: Artifact) -> None:
+def test_q4_strength(bench: Bench, q4: Artifact) -> None:
     """The adapter is in the Q4_K_M file at strength 1, and a random change of equal size is not.
 
     Why it matters: rounding to 4 bits can swallow a small change whole, above all on a base whose weights were 4-bit
@@ -145,11 +153,11 @@ def test_q4_strength(q4: Artifact) -> None:
 
     When it fails: the layers named lost it. Quantize to Q5_K_M or Q8_0, or deploy the adapter unmerged.
     """
-    strength_is_right(q4.stages["inspect"], "the Q4_K_M GGUF")
+    strength_is_right(bench.look(q4, "inspect", *SHOWN), "the Q4_K_M GGUF")
 
 
 @gate("nf4_strength_ok", per="adapter")
-def test_nf4_strength(mounted: Artifact) -> None:
+def test_nf4_strength(bench: Bench, mounted: Artifact) -> None:
     """What the 4-bit base with the adapter mounted computes with, dequantized, holds the adapter at strength 1.
 
     Why it matters: mounting adds the adapter unrounded, so any other strength means a wrong scale, or an adapter that
@@ -157,7 +165,7 @@ def test_nf4_strength(mounted: Artifact) -> None:
 
     When it fails: compare lora_alpha, r and use_rslora in adapter_config.json with those of training.
     """
-    strength_is_right(mounted.stages["mount"], "the 4-bit base with the adapter mounted")
+    strength_is_right(bench.look(mounted, "mount", *SHOWN), "the 4-bit base with the adapter mounted")
 
 
 def strength_is_right(facts: dict[str, float], where: str) -> None:
@@ -226,7 +234,7 @@ def test_nf4_distribution(bench: Bench, mounted: Artifact, distribution: Measure
 def test_q4_distribution(bench: Bench, q4: Artifact, distribution: MeasureDistribution) -> None:
     """The Q4_K_M file in llama.cpp is no other model: its perplexity is less than twice the reference's.
 
-    Why it matters: this is the file that ships. Its facts have the distance at every stage, and where most of it enters.
+    Why it matters: this is the file that ships. Its facts have the distance at every stage, and where most enters.
 
     When it fails: `loss_enters_at` names the stage. `q4` with all parity gates passed is quantization itself: use
     Q5_K_M or Q8_0.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from assay.bench import Bench
 from assay.errors import Inconclusive
 from assay.gate import gate
 from assay.store import Artifact
 
 
 @gate("gguf_parity_ok", per="adapter")
-def test_gguf_parity(f16: Artifact) -> None:
+def test_gguf_parity(bench: Bench, f16: Artifact) -> None:
     """Every tensor of the F16 GGUF is the checkpoint's, and so is all metadata that changes the computation.
 
     Why it matters: with a lost rotary base, another norm epsilon or q and k rows in the wrong order the model still
@@ -17,7 +18,7 @@ def test_gguf_parity(f16: Artifact) -> None:
     When it fails: the key or tensor named is what the converter wrote otherwise. Convert with the pinned toolchain; a
     config.json of another transformers may spell a key in a way that the converter does not know.
     """
-    facts = f16.stages["compare"]
+    facts = bench.look(f16, "compare", "architecture", "metadata_that_differs", "tensors_with_other_values")
     other = facts["metadata_that_differs"]
     assert not other, f"{len(other)} things differ. {other[0]}"
     if not facts["layout_is_modelled"]:
@@ -30,7 +31,7 @@ def test_gguf_parity(f16: Artifact) -> None:
 
 
 @gate("q4_parity_ok", per="adapter")
-def test_q4_parity(q4: Artifact) -> None:
+def test_q4_parity(bench: Bench, q4: Artifact) -> None:
     """Every tensor of the Q4_K_M file is its F16 twin, within what its type's rounding explains.
 
     Why it matters: after quantization no two files are equal, so a damaged layer hides in the noise of all others.
@@ -38,5 +39,5 @@ def test_q4_parity(q4: Artifact) -> None:
 
     When it fails: quantize again; if the same tensor comes out wrong, the quantizer or an importance matrix is.
     """
-    beyond = q4.facts["tensors_beyond_noise"]
+    beyond = bench.look(q4, "inspect", "noise_by_type", "tensors_beyond_noise")["tensors_beyond_noise"]
     assert not beyond, f"{len(beyond)} tensors moved further than their type's rounding explains, {beyond[0]} first"

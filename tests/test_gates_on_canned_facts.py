@@ -233,6 +233,9 @@ class CannedBench:
     def __init__(self, facts: dict[str, dict[str, dict[str, Any]]]) -> None:
         self.canned = facts
 
+    def look(self, artifact: Artifact, stage: str, *names: str) -> dict[str, Any]:
+        return artifact.stages[stage]
+
     def make(self, step: Step, stage: str | None = None) -> Artifact:
         return Artifact(**{**vars(ARTIFACT), "stages": self.canned[step.worker]})
 

@@ -56,18 +56,18 @@ def test_a_256_wide_model_becomes_a_true_q4_k_m(base: Base, adapter_folder: Path
     assert set(q4.facts["tensor_types"]) == {"F32", "Q4_K", "Q6_K"}
     assert merged.facts["tensors_targeted"] == len(SHAPES)
     assert f16.facts["architecture"] == "qwen3"
-    test_fidelity.test_merge_exact(merged)
+    test_fidelity.test_merge_exact(bench, merged)
     for strength, artifact in (
         (test_fidelity.test_merged_strength, merged),
         (test_fidelity.test_f16_strength, f16),
         (test_fidelity.test_q4_strength, q4),
     ):
-        strength(artifact)
+        strength(bench, artifact)
         told = artifact.stages["inspect" if artifact is q4 else "compare"]
         assert 0.95 < told["strength"] < 1.05
         assert abs(told["strength_of_random_adapter"]) < 0.05
-    test_parity.test_gguf_parity(f16)
-    test_parity.test_q4_parity(q4)
+    test_parity.test_gguf_parity(bench, f16)
+    test_parity.test_q4_parity(bench, q4)
 
 
 def mount(base: Base, folder: Path, bench: Bench) -> None:

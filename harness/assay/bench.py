@@ -54,6 +54,12 @@ class Bench:
     def forget_used(self) -> None:
         self.used, self.facts = {}, {}
 
+    def look(self, artifact: Artifact, stage: str, *names: str) -> dict[str, Any]:
+        """A stage's facts of an artifact that a prerequisite made; the named ones go on this gate's record."""
+        facts = artifact.stages[stage]
+        self.facts |= {name: facts[name] for name in names if name in facts}
+        return facts
+
     def make(self, step: Step, stage: str | None = None) -> Artifact:
         """The step's artifact, made now if nobody has.
 

@@ -34,6 +34,8 @@ def render_html(run: Run) -> str:
         training=training(run),
         curves=curves(run),
         performance=performance(run),
+        comparison=comparison(run),
+        waterfall=waterfall(run),
         answers=answers(run),
     )
 
@@ -68,6 +70,48 @@ def performance(run: Run) -> list[dict[str, Any]]:
         if "decode_tokens_per_second" in facts:
             rows.append({"subject": subject(gate), **{name: facts.get(name) for name in names}})
     return rows
+
+
+def comparison(run: Run) -> list[dict[str, Any]]:
+    """The thesis's performance table (section 4.5.6), every cell measured: each form of each adapter, one row."""
+    facts = {(gate.expected.gate, gate.expected.adapter): gate.outcome.facts for gate in run.gates}
+    base = facts.get(("base_quant_load_ok", None), {})
+    rows = []
+    for adapter in run.candidate["adapters"]:
+
+        def of(gate: str, adapter: str = adapter) -> dict[str, Any]:
+            return facts.get((gate, adapter), {})
+
+        full, q4 = of("merged_distribution_ok"), of("quantize_q4_ok")
+        sixteen = (run.forecast or {}).get("bytes_16bit")
+        forms: tuple[tuple[str, int | None, dict[str, Any], str], ...] = (
+            (f"full ({full.get('computed_in', '–')})", None if sixteen is None else 2 * sixteen, full, ""),
+            ("nf4 + adapter", base.get("weight_bytes"), of(f"{adapter}_generate_non_empty"), "nf4"),
+            ("merged, bf16", of("merge_ok").get("checkpoint_bytes"), {}, "merged"),
+            ("F16 GGUF", of("convert_f16_ok").get("file_bytes"), {}, "f16"),
+            ("Q4_K_M GGUF", q4.get("file_bytes"), of("llama_cpp_python_smoke_ok"), "q4"),
+        )
+        for form, size, ran, name in forms:
+            distance = of(f"{name}_distribution_ok") if name else {}
+            if distance or ran:
+                rows.append({"adapter": adapter, "form": form, "bytes": size, "ran": ran, "distance": distance})
+    return rows
+
+
+def waterfall(run: Run) -> list[dict[str, Any]]:
+    """Where each adapter's loss enters: the distance from the reference stage by stage, and the bar it draws."""
+    drawn = []
+    for gate in run.gates:
+        stages = gate.outcome.facts.get("waterfall")
+        if not stages:
+            continue
+        top = max(stages.values()) or 1.0
+        ways = [stage for stage in ("nf4", "merged", "f16", "q4") if stage in stages]
+        bars = [{"stage": stage, "kl": stages[stage], "width": 100 * stages[stage] / top} for stage in ways]
+        drawn.append(
+            {"adapter": gate.expected.adapter, "bars": bars, "enters_at": gate.outcome.facts.get("loss_enters_at")}
+        )
+    return drawn
 
 
 def predictions(run: Run) -> list[dict[str, Any]]:

@@ -1,0 +1,142 @@
+"""GGUF parity: a healthy conversion has no difference, and each thing that is changed in the file is named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from assay.bases import Base
+from assay.bench import Bench
+from assay.candidate import Adapter
+from assay.checkpoint import read_folder, read_json
+from assay.gguf_file import different_metadata, open_weights, quantization_noise, unequal_tensors
+from assay.steps import ConvertF16, Merge, QuantizeQ4
+from assay.store import Artifact, Store
+from assay.toolchain import find_toolchain
+from assay.workers.gguf import F16, Q4
+
+from tests.samples import write_adapter
+
+SHAPES = {"model.layers.0.self_attn.q_proj": (256, 256), "model.layers.1.self_attn.k_proj": (128, 256)}
+Row = np.ndarray[Any, Any]
+
+
+@pytest.fixture(scope="module", params=["qwen3", "llama"])
+def made(request: pytest.FixtureRequest, base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """Merged checkpoint, F16 and Q4_K_M of a small model, by the real tools; llama's q and k rows are permuted."""
+    import torch
+    from assay.bases import find_base
+    from transformers import AutoModelForCausalLM, LlamaConfig, set_seed
+
+    folder = tmp_path_factory.mktemp(f"made-{request.param}")
+    if request.param == "llama":
+        set_seed(2)
+        config = LlamaConfig(
+            vocab_size=49152,
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+            rope_theta=50000.0,
+            rms_norm_eps=1e-5,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder / "base")
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copyfile(base.path / name, folder / "base" / name)
+        base = find_base(str(folder / "base"))
+    (folder / "run").mkdir()
+    bench = Bench(Store(folder / "store"), folder / "run", "run#1", say=lambda line: None)
+    style = Adapter(name="style", source=str(write_adapter(folder / "lora", SHAPES, base=base.id, scale=0.05)))
+    tools = find_toolchain()
+    merged = bench.make(Merge(base=base, adapter=style))
+    f16 = bench.make(ConvertF16(adapter=style, base=base, merged=merged, toolchain=tools))
+    q4 = bench.make(QuantizeQ4(adapter=style, base=base, f16=f16, toolchain=tools))
+    return {"merged": merged, "f16": f16, "q4": q4}
+
+
+def test_a_healthy_conversion_differs_in_nothing(made: dict[str, Artifact]) -> None:
+    facts = made["f16"].stages["compare"]
+    assert facts["layout_is_modelled"] is True
+    assert facts["tensors_with_other_values"] == []
+    assert facts["metadata_that_differs"] == []
+    assert made["q4"].facts["tensors_beyond_noise"] == []
+    for artifact in made.values():
+        assert artifact.facts["strength"] == pytest.approx(1, abs=0.05)
+
+
+def differences(made: dict[str, Artifact], edit: Callable[[Any], None], tmp_path: Path) -> list[str]:
+    """What is told of a copy of the F16 file that was edited in place."""
+    file, checkpoint = tmp_path / "edited.gguf", made["merged"].file("checkpoint")
+    shutil.copyfile(made["f16"].file(F16), file)
+    writable = gguf.GGUFReader(str(file), "r+")
+    edit(writable)
+    writable.data.flush()
+    reader, source = gguf.GGUFReader(str(file)), read_folder(checkpoint)
+    weights = open_weights(gguf, reader, list(source), read_json(checkpoint / "config.json"))
+    return unequal_tensors(weights, source, map) + different_metadata(reader, checkpoint, 49152)
+
+
+def set_field(name: str, value: object) -> Callable[[Any], None]:
+    def edit(reader: Any) -> None:
+        key = next(key for key in reader.fields if key.endswith(name))
+        field = reader.fields[key]
+        field.parts[field.data[0]][0] = value
+
+    return edit
+
+
+def one_value(reader: Any) -> None:
+    next(tensor for tensor in reader.tensors if tensor.name == "blk.1.ffn_up.weight").data[3, 5] += 1
+
+
+def swap_rows(reader: Any) -> None:
+    data = next(tensor for tensor in reader.tensors if tensor.name == "blk.0.attn_q.weight").data
+    data[[0, 1]] = data[[1, 0]]
+
+
+def control_token(reader: Any) -> None:
+    types = reader.fields["tokenizer.ggml.token_type"]
+    types.parts[types.data[2]][0] = 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (set_field(".rope.freq_base", 1234.0), "rope.freq_base: the GGUF says 1234.0"),
+        (set_field(".attention.layer_norm_rms_epsilon", 0.01), "layer_norm_rms_epsilon"),
+        (set_field(".attention.head_count_kv", 4), "head_count_kv: the GGUF says 4, the checkpoint 2"),
+        (set_field(".context_length", 512), "context_length"),
+        (set_field("tokenizer.ggml.eos_token_id", 0), "eos_token: the GGUF says 0"),
+        (one_value, "model.layers.1.mlp.up_proj.weight (F16)"),
+        (swap_rows, "model.layers.0.self_attn.q_proj.weight (F16)"),
+        (control_token, "token 2"),
+    ],
+)
+def test_what_is_changed_in_the_file_is_named(
+    made: dict[str, Artifact], tmp_path: Path, edit: Callable[[Any], None], said: str
+) -> None:
+    told = differences(made, edit, tmp_path)
+    assert len(told) == 1
+    assert said in told[0]
+
+
+def test_a_damaged_tensor_stands_out_from_the_noise_of_quantization(made: dict[str, Artifact], tmp_path: Path) -> None:
+    file = tmp_path / "damaged.gguf"
+    shutil.copyfile(made["q4"].file(Q4), file)
+    writable = gguf.GGUFReader(str(file), "r+")
+    next(tensor for tensor in writable.tensors if tensor.name == "blk.0.attn_output.weight").data[:64] = 0
+    writable.data.flush()
+    before, after = (
+        {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors} for path in (made["f16"].file(F16), file)
+    )
+    noise = quantization_noise(gguf, before, after, map)
+    assert [one.split()[0] for one in noise.beyond] == ["blk.0.attn_output.weight"]
