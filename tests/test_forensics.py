@@ -235,6 +235,18 @@ def test_a_layer_without_the_adapter_is_partly_applied(untied: Base, adapter: Pa
     assert defects(examine(untied.path, adapter, merged)) == [("partly applied", Q)]
 
 
+def test_a_buffer_of_integers_is_compared_too(untied: Base, adapter: Path, tmp_path: Path) -> None:
+    import torch
+
+    base = Path(shutil.copytree(untied.path, tmp_path / "base"))
+    merged = merged_by_peft(untied, adapter, tmp_path / "merged")
+    for folder in (base, merged):
+        rewritten(folder, lambda tensors: tensors.update({"model.places": torch.arange(5)}))
+    assert examine(base, adapter, merged).defects == []
+    rewritten(merged, lambda tensors: tensors["model.places"].add_(1))
+    assert [where for _, where in defects(examine(base, adapter, merged))] == ["model.places"]
+
+
 def test_the_bare_base_and_another_adapter_are_told_apart(untied: Base, adapter: Path, tmp_path: Path) -> None:
     found = examine(untied.path, adapter, untied.path)
     assert {defect.kind for defect in found.defects} == {"absent"}
