@@ -235,6 +235,23 @@ def test_a_layer_without_the_adapter_is_partly_applied(untied: Base, adapter: Pa
     assert defects(examine(untied.path, adapter, merged)) == [("partly applied", Q)]
 
 
+def test_a_change_that_several_recipes_explain_takes_the_one_that_explains_all(untied: Base, tmp_path: Path) -> None:
+    """B is nearly zero in the first tensor, so any way of rounding fits it; the others were merged with safe_merge."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = write_adapter(tmp_path / "adapter", SHAPES, base=untied.id, scale=0.02)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name in tensors:
+        if "lora_B" in name and "layers.0.mlp" in name:
+            tensors[name] *= 0
+    save_file(tensors, file)
+    found = examine(untied.path, folder, merged_by_peft(untied, folder, tmp_path / "merged", safe_merge=True))
+    assert (found.defects, found.notes) == ([], [])
+    assert SAFE in str(found.recipe)
+    assert sum(found.recipes.values()) == len(SHAPES)
+
+
 def test_a_buffer_of_integers_is_compared_too(untied: Base, adapter: Path, tmp_path: Path) -> None:
     import torch
 

@@ -100,7 +100,7 @@ class Findings:
 
     adapter: Lora
     recipe: str | None = None
-    """The merge's name, if one explains every targeted tensor."""
+    """The merge's name: that of most tensors, if not of all (then a note says so)."""
     recipes: Counter[str] = field(default_factory=Counter)
     """How many tensors each recipe explains."""
     off_by_one_step: int = 0
@@ -172,11 +172,8 @@ def examine(base: Path, adapter: Path, merged: Path, say: Callable[[str], None] 
             replay.tensor(name, before[name], after[name], pool)
             if number % 200 == 0:
                 say(f"{number} of {len(both)} tensors")
+        replay.settle(before, after, pool)
     found.elements = sum(int(np.prod(after[name].shape)) for name in both)
-    found.recipe = next(iter(found.recipes)) if len(found.recipes) == 1 else None
-    if len(found.recipes) > 1:
-        mixed = ", ".join(f"{count} × {name}" for name, count in found.recipes.items())
-        found.defects.append(Defect(kind="mixed", where="the checkpoint", detail=f"merged in several ways: {mixed}"))
     _whole(found)
     return found
 
@@ -200,7 +197,31 @@ class _Replay:
         self.lora = found.adapter
         self.known: list[Recipe] = []
         """Recipes that explained a tensor, the last one first."""
+        self.explained: dict[str, Recipe] = {}
         self.unexplained = 0
+
+    def settle(self, before: dict[str, Tensor], after: dict[str, Tensor], pool: ThreadPoolExecutor) -> None:
+        """Name the one recipe of all tensors. Several explain a small change, so the first that fitted one tensor may
+        have to give way to the one that fits them all."""
+        for recipe in self.known[:8]:
+            others = [name for name, other in self.explained.items() if other != recipe]
+            if all(
+                _steps_off(recipe, self.lora.changes[name], before[name], after[name], pool) is not None
+                for name in others
+            ):
+                self.explained = dict.fromkeys(self.explained, recipe)
+                break
+        names = [self._name(recipe, self.lora.changes[name]) for name, recipe in self.explained.items()]
+        self.found.recipes = Counter(names)
+        if names:
+            self.found.recipe = self.found.recipes.most_common(1)[0][0]
+        if len(self.found.recipes) > 1:
+            told = ", ".join(f"{count} × {name}" for name, count in self.found.recipes.most_common())
+            self.found.notes.append(f"not all tensors were merged in one way: {told}")
+
+    @staticmethod
+    def _name(recipe: Recipe, low: Low) -> str:
+        return f"{recipe.name}, DoRA" if low.magnitude is not None else recipe.name
 
     def tensor(self, name: str, before: Tensor, after: Tensor, pool: ThreadPoolExecutor) -> None:
         self.found.dtypes.add(after.dtype)
@@ -222,7 +243,7 @@ class _Replay:
             off = _steps_off(recipe, low, before, after, pool)
             if off is not None:
                 self.known = [recipe, *(one for one in self.known if one != recipe)]
-                self.found.recipes[recipe.name + (", DoRA" if low.magnitude else "")] += 1
+                self.explained[low.weight] = recipe
                 self.found.off_by_one_step += off
                 return
         self.unexplained += 1
