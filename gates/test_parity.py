@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from assay.bench import Bench
+from assay.candidate import Adapter
 from assay.errors import Inconclusive
 from assay.gate import gate
+from assay.steps import ComparePrompts
 from assay.store import Artifact
+from assay.toolchain import Toolchain
 
 
 @gate("gguf_parity_ok", per="adapter")
@@ -28,6 +31,40 @@ def test_gguf_parity(bench: Bench, f16: Artifact) -> None:
         )
     wrong = facts["tensors_with_other_values"]
     assert not wrong, f"{len(wrong)} tensors hold other values than the checkpoint, {wrong[0]} first"
+
+
+@gate("token_parity_ok", per="adapter")
+def test_token_parity(bench: Bench, adapter: Adapter, merged: Artifact, f16: Artifact, toolchain: Toolchain) -> None:
+    """llama.cpp cuts the same tokens as transformers: scripts, emoji, code, white space, every added token.
+
+    Why it matters: a pre-tokenizer that the converter does not know, or an added token that lost its type, cuts text
+    otherwise than in training. English prose hardly shows it.
+
+    When it fails: restore the base's tokenizer.json in the merged checkpoint and convert again with the pinned tools.
+    """
+    step = ComparePrompts(adapter=adapter, merged=merged, f16=f16, toolchain=toolchain)
+    facts = bench.make(step, stage="tokens").stages["tokens"]
+    differ = facts["strings_tokenized_differently"]
+    assert not differ, f"{len(differ)} of {facts['strings']} strings are cut otherwise. {differ[0]}"
+
+
+@gate("prompt_parity_ok", per="adapter")
+def test_prompt_parity(bench: Bench, adapter: Adapter, merged: Artifact, f16: Artifact, toolchain: Toolchain) -> None:
+    """transformers, llama.cpp and llama-cpp-python make the same tokens of a dialog, with one start token at most.
+
+    Why it matters: a template that one of them renders otherwise, a second start token or a lost system turn asks the
+    model in a way that it was never trained on.
+
+    When it fails: the dialog named shows both. Two start tokens: take `bos_token` out of the template, or set
+    `add_bos_token` to false in tokenizer_config.json.
+    """
+    step = ComparePrompts(adapter=adapter, merged=merged, f16=f16, toolchain=toolchain)
+    facts = bench.make(step, stage="prompts").stages["prompts"]
+    rendered, tokens = facts["prompts_rendered_differently"], facts["prompts_tokenized_differently"]
+    assert not rendered, f"{len(rendered)} of {facts['dialogs']} dialogs are rendered otherwise. {rendered[0]}"
+    assert not tokens, f"{len(tokens)} prompts have other tokens. {tokens[0]}"
+    starts = facts["start_tokens_at_most"]
+    assert starts <= 1, f"a prompt begins with {starts} start tokens, one at most wanted"
 
 
 @gate("q4_parity_ok", per="adapter")

@@ -199,6 +199,15 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
             "source_bytes": 30,
         }
     },
+    "parity.prompts": {
+        "tokens": {"strings": 20, "strings_tokenized_differently": []},
+        "prompts": {
+            "dialogs": 9,
+            "prompts_rendered_differently": [],
+            "prompts_tokenized_differently": [],
+            "start_tokens_at_most": 1,
+        },
+    },
     "distribution.measure": {
         "reference": {},
         **dict.fromkeys(("merged", "nf4", "f16", "q4"), DISTANCE),
@@ -398,6 +407,10 @@ CASES: list[tuple[Callable[..., Any], str, str, object, str]] = [
     ],
     (test_parity.test_gguf_parity, "gguf.convert", "metadata_that_differs", ["rope.freq_base"], "rope.freq_base"),
     (test_parity.test_gguf_parity, "gguf.convert", "tensors_with_other_values", ["x"], "other values"),
+    (test_parity.test_token_parity, "parity.prompts", "strings_tokenized_differently", ["'é'"], "1 of 20 strings"),
+    (test_parity.test_prompt_parity, "parity.prompts", "prompts_rendered_differently", ["x"], "rendered otherwise"),
+    (test_parity.test_prompt_parity, "parity.prompts", "prompts_tokenized_differently", ["x"], "other tokens"),
+    (test_parity.test_prompt_parity, "parity.prompts", "start_tokens_at_most", 2, "begins with 2 start tokens"),
     (test_parity.test_q4_parity, "gguf.quantize", "tensors_beyond_noise", ["x Q4_K by 90%"], "x Q4_K by 90%"),
     (test_bnb.test_lora_mount, "bnb.mount", "tensors_not_consumed", ["x"], "dropped in silence"),
     (test_bnb.test_lora_mount, "bnb.mount", "tensors_missing_in_file", ["x"], "not in the file"),

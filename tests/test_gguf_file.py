@@ -18,7 +18,9 @@ from assay.gguf_file import different_metadata, open_weights, quantization_noise
 from assay.steps import ConvertF16, Merge, QuantizeQ4
 from assay.store import Artifact, Store
 from assay.toolchain import find_toolchain
+from assay.workers import Work
 from assay.workers.gguf import F16, Q4
+from assay.workers.parity import prompts
 
 from tests.samples import write_adapter
 
@@ -140,3 +142,47 @@ def test_a_damaged_tensor_stands_out_from_the_noise_of_quantization(made: dict[s
     )
     noise = quantization_noise(gguf, before, after, map)
     assert [one.split()[0] for one in noise.beyond] == ["blk.0.attn_output.weight"]
+
+
+def compared_prompts(made: dict[str, Artifact], edit: Callable[[Any], None], tmp_path: Path) -> dict[str, Any]:
+    """What the three make of the same text, from a copy of the F16 file that was edited in place."""
+    shutil.copyfile(made["f16"].file(F16), tmp_path / F16)
+    writable = gguf.GGUFReader(str(tmp_path / F16), "r+")
+    edit(writable)
+    writable.data.flush()
+    (tmp_path / "work").mkdir()
+    work, tools = Work(tmp_path / "work"), str(find_toolchain().path)
+    prompts(work, adapter="style", merged=str(made["merged"].path), f16=str(tmp_path), toolchain=tools)
+    return {name: fact for facts in work.stages.values() for name, fact in facts.items()}
+
+
+def nothing(reader: Any) -> None:
+    pass
+
+
+def other_word_in_the_template(reader: Any) -> None:
+    field = reader.fields["tokenizer.chat_template"]
+    text = field.parts[field.data[0]]
+    at = bytes(text).find(b"helpful")
+    text[at : at + 7] = np.frombuffer(b"hapless", dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("edit", "differs"),
+    [
+        (nothing, None),
+        (other_word_in_the_template, "prompts_rendered_differently"),
+        (control_token, "strings_tokenized_differently"),
+    ],
+)
+def test_the_three_runtimes_agree_on_prompts_unless_the_file_is_changed(
+    made: dict[str, Artifact], tmp_path: Path, edit: Callable[[Any], None], differs: str | None
+) -> None:
+    facts = compared_prompts(made, edit, tmp_path)
+    lists = {name: fact for name, fact in facts.items() if isinstance(fact, list)}
+    assert len(lists) == 3
+    if differs is None:
+        assert not any(lists.values())
+        assert facts["start_tokens_at_most"] == 1
+    else:
+        assert lists[differs]

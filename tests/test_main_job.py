@@ -34,7 +34,7 @@ GGUF = [
 ]
 NF4 = ["nf4_strength_ok", "nf4_distribution_ok", "nf4_survives_ok"]
 MERGED = ["merge_exact_ok", "merged_strength_ok", "merged_distribution_ok"]
-F16 = ["f16_strength_ok", "f16_distribution_ok", "gguf_parity_ok"]
+F16 = ["f16_strength_ok", "f16_distribution_ok", "gguf_parity_ok", "token_parity_ok", "prompt_parity_ok"]
 Q4 = ["q4_strength_ok", "q4_distribution_ok", "q4_survives_ok", "q4_parity_ok"]
 FIDELITY = [*NF4, *MERGED, *F16, *Q4]
 LOST = ["nf4_survives_ok", "q4_survives_ok"]
@@ -336,7 +336,7 @@ def test_nothing_but_the_workers_imports_torch(healthy: Run, tmp_path: Path) -> 
     assert run("torch").returncode != 0, "the trap works"
     given = ["--base", EMBEDDED, "--adapter", "style=x"]
     collected = run("pytest", "gates", "--collect-only", "-q", *given)
-    assert (collected.returncode, collected.stdout.count("::test_")) == (0, 23), collected.stdout
+    assert (collected.returncode, collected.stdout.count("::test_")) == (0, 25), collected.stdout
     for command in (["list"], ["report", str(healthy.folder)], ["verdict", str(healthy.folder)]):
         done = run("assay", *command)
         assert done.returncode == 0, (command, done.stderr)

@@ -70,6 +70,8 @@ def test_the_projects_own_policy_keeps_the_public_ids() -> None:
         "nf4_survives_ok",
         "q4_survives_ok",
         "gguf_parity_ok",
+        "token_parity_ok",
+        "prompt_parity_ok",
         "q4_parity_ok",
         "data_parse_ok",
         "data_fields_ok",

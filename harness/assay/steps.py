@@ -230,6 +230,21 @@ class MeasureDistribution(Step):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComparePrompts(Step):
+    """Render and tokenize the same dialogs and strings in transformers, llama.cpp and llama-cpp-python."""
+
+    worker = "parity.prompts"
+    stages = ("tokens", "prompts")
+    packages = ("transformers", "tokenizers", "jinja2", "numpy", "diskcache")
+    deadline_seconds = 600.0
+
+    adapter: Adapter
+    merged: Artifact
+    f16: Artifact
+    toolchain: Toolchain
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunLlamaCli(Step):
     """Ask llama-cli the prompts, one process and one turn each."""
 

@@ -27,14 +27,15 @@ class Work:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._stages: dict[str, dict[str, Any]] = {}
+        self.stages: dict[str, dict[str, Any]] = {}
+        """Facts by stage, so far."""
 
     def stage(self, name: str, **facts: Any) -> None:
         """A milestone is reached: its facts are on disk when this returns."""
-        self._stages[name] = facts
+        self.stages[name] = facts
         part = self.folder / ".stages.part"
         # Inf and NaN are not JSON, and a reader that stumbles over them loses the record.
-        part.write_text(json.dumps(self._stages, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        part.write_text(json.dumps(self.stages, ensure_ascii=False, allow_nan=False), encoding="utf-8")
         part.replace(self.folder / "stages.json")
         print(f"[stage] {name}", flush=True)
 
