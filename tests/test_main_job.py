@@ -215,9 +215,9 @@ def test_a_llama_quantize_that_does_nothing_fails_the_toolchain_and_only_warns(
 def test_a_program_that_hangs_is_killed_and_named(workshop: Workshop, healthy: Run) -> None:
     broken = workshop.with_toolchain("hangs")
     broken.program("llama-cli").write_text("#!/bin/sh\nexec sleep 1000\n")
-    _, run = broken.gates("hangs", "--deadline", "20")
+    _, run = broken.gates("hangs")
     assert_one_failure(
-        run, "toolchain_ready", ["convert_f16_ok", *GGUF[3:], *F16, *Q4], "hung after 'quantize': killed after 20 s"
+        run, "toolchain_ready", ["convert_f16_ok", *GGUF[3:], *F16, *Q4], "llama-cli hung: killed after 60 s"
     )
 
 

@@ -107,7 +107,9 @@ def test_q4_k_m_is_as_large_as_the_quantizer_makes_it(of: str, base: Base, tmp_p
     merged = tmp_path / "merged"
     merged.mkdir()
     (merged / "checkpoint").symlink_to(model.path)
-    given: dict[str, Any] = {"adapter": "", "base": str(model.path), "toolchain": str(find_toolchain().path)}
+    rows, columns = model.tensors["model.layers.0.self_attn.q_proj.weight"].shape
+    adapter = write_adapter(tmp_path / "a", {"model.layers.0.self_attn.q_proj": (rows, columns)}, base=model.id)
+    given: dict[str, Any] = {"adapter": str(adapter), "base": str(model.path), "toolchain": str(find_toolchain().path)}
     for name in ("f16", "q4"):
         (tmp_path / name).mkdir()
     convert(Work(tmp_path / "f16"), merged=str(merged), **given)
