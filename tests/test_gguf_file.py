@@ -107,7 +107,7 @@ def swap_rows(reader: Any) -> None:
 
 def control_token(reader: Any) -> None:
     types = reader.fields["tokenizer.ggml.token_type"]
-    types.parts[types.data[2]][0] = 1
+    types.parts[types.data[3]][0] = 1
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def control_token(reader: Any) -> None:
         (set_field("tokenizer.ggml.eos_token_id", 0), "eos_token: the GGUF says 0"),
         (one_value, "model.layers.1.mlp.up_proj.weight (F16)"),
         (swap_rows, "model.layers.0.self_attn.q_proj.weight (F16)"),
-        (control_token, "token 2"),
+        (control_token, "token 3"),
     ],
 )
 def test_what_is_changed_in_the_file_is_named(
