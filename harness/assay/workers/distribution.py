@@ -23,7 +23,7 @@ from assay.toolchain import Toolchain
 from assay.workers import Work
 from assay.workers.gguf import F16, Q4
 from assay.workers.llama import import_llama_cpp
-from assay.workers.model import end_tokens, load_nf4, load_reference, peaks
+from assay.workers.model import load_nf4, load_reference, peaks
 
 ANSWER = 48
 """Tokens of its own that the reference answers with where a probe has no reference answer."""
@@ -82,11 +82,12 @@ def measure(
     memory = peaks(device)
     sequences = _sequences(model, tokenizer, device, probes, max_tokens)
     started = time.monotonic()
-    logits = _forward(model, device)(sequences)
-    expected = {one.name: torch.log_softmax(given, dim=-1) for one, given in zip(sequences, logits, strict=True)}
-    tasks = [one for one in sequences if one.kind == "task"]
+    # In the order of the sequences and not by name: a prompt and a text may be called the same.
+    expected = [torch.log_softmax(given, dim=-1) for given in _forward(model, device)(sequences)]
+    tasks = [at for at, one in enumerate(sequences) if one.kind == "task"]
     with model.disable_adapter():
-        untrained = _compare(_forward(model, device), tasks, expected)
+        asked, wanted = [sequences[at] for at in tasks], [expected[at] for at in tasks]
+        untrained = _compare(_forward(model, device), asked, wanted)
     work.stage(
         "reference",
         computed_in=str(network.dtype).removeprefix("torch."),
@@ -186,7 +187,6 @@ def _speed(model: Any, tokenizer: Any, device: str, probes: list[dict[str, str]]
         with torch.inference_mode():
             model.generate(**asked, max_new_tokens=count, min_new_tokens=count, **greedy)
         times.append(time.monotonic() - started)
-    _ = end_tokens(model)
     return {
         "prefill_tokens_per_second": round(int(asked["input_ids"].shape[1]) / times[1], 2),
         "decode_tokens_per_second": round(SPEED / max(times[2] - times[1], 1e-6), 2),
@@ -273,10 +273,10 @@ def gguf_logits(tools: Toolchain, file: Path, longest: int) -> Logits:
     return lambda sequences: map(one, sequences)
 
 
-def _compare(logits: Logits, sequences: list[Sequence], expected: dict[str, Any]) -> list[Compared]:
+def _compare(logits: Logits, sequences: list[Sequence], expected: list[Any]) -> list[Compared]:
     """A model against the reference's log-probabilities, sequence by sequence."""
-    given = logits(sequences)
-    return [compared(one, expected[one.name], rows) for one, rows in zip(sequences, given, strict=True)]
+    given = zip(sequences, expected, logits(sequences), strict=True)
+    return [compared(one, reference, rows) for one, reference, rows in given]
 
 
 def compared(sequence: Sequence, reference: Any, logits: Any) -> Compared:
