@@ -72,13 +72,11 @@ def distribution(
 def _answers(candidate: Candidate, adapter: Adapter, prompts: Prompts) -> list[dict[str, str]]:
     """The evaluation samples with their answers where the dataset is known, else the prompts."""
     try:
-        training = candidate.training if candidate.trained_here else None
+        samples = candidate.evaluation_samples(adapter) if candidate.trained_here else []
     except AssayError:
-        training = None
-    if training is None or candidate.record is None:
+        samples = []
+    if not samples:
         return [{"name": file.stem, "prompt": file.read_text(encoding="utf-8").strip()} for file in _files(prompts)]
-    tasks = candidate.record["recipe"]["adapters"][adapter.name]
-    samples = training.dataset.samples("eval", tasks, training.language)
     return [{"name": sample.id, "prompt": sample.prompt, "answer": sample.answer} for sample in samples]
 
 

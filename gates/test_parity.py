@@ -55,7 +55,8 @@ def test_prompt_parity(bench: Bench, adapter: Adapter, merged: Artifact, f16: Ar
     Why it matters: a template that one of them renders otherwise, a second start token or a lost system turn asks the
     model in a way that it was never trained on.
 
-    When it fails: the dialog named shows both. Two start tokens: take `bos_token` out of the template, or set
+    When it fails: the dialog named shows both. `<think>` in one only: set the thinking switch when you serve, since their
+    defaults differ. Two start tokens: take `bos_token` out of the template, or set
     `add_bos_token` to false in tokenizer_config.json.
     """
     step = ComparePrompts(adapter=adapter, merged=merged, f16=f16, toolchain=toolchain)

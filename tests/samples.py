@@ -3,11 +3,60 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from assay.bases import Base
 from assay.record import VERSION, Outcome, Status, append_outcome, write_json
+
+SMALL = {
+    "vocab_size": 49152,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""The shape of a model that tests make: rows are multiples of 256, so that it quantizes to true Q4_K."""
+THINKING = """{%- if messages[0]['role'] != 'system' -%}{{- '<|im_start|>system\\nBe helpful.<|im_end|>\\n' -}}{%- endif -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['role'] == 'assistant' and not loop.last -%}
+{{- message['content'].split('</think>')[-1].lstrip('\\n') -}}
+{%- else -%}
+{%- if message['reasoning_content'] -%}
+{{- '<think>\\n' + message['reasoning_content'] + '\\n</think>\\n\\n' -}}
+{%- endif -%}
+{{- message['content'] -}}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- if enable_thinking is defined and not enable_thinking -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
+{%- endif -%}
+"""
+"""A template with a thinking switch that drops the thoughts of former turns."""
+
+
+def write_model(folder: Path, config: Any, *, seed: int, template: str | None = None) -> Base:
+    """A model with random bf16 weights, and the embedded base's tokenizer and, unless given, template."""
+    import torch
+    from assay.bases import EMBEDDED, find_base
+    from transformers import AutoModelForCausalLM, set_seed
+
+    set_seed(seed)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(find_base(EMBEDDED).path / name, folder / name)
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    return find_base(str(folder))
 
 
 def write_run(

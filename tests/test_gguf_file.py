@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from assay.workers import Work
 from assay.workers.gguf import F16, Q4
 from assay.workers.parity import prompts
 
-from tests.samples import write_adapter
+from tests.samples import SMALL, THINKING, write_adapter, write_model
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (256, 256), "model.layers.1.self_attn.k_proj": (128, 256)}
 Row = np.ndarray[Any, Any]
@@ -30,31 +31,16 @@ Row = np.ndarray[Any, Any]
 
 @pytest.fixture(scope="module", params=["qwen3", "llama"])
 def made(request: pytest.FixtureRequest, base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """Merged checkpoint, F16 and Q4_K_M of a small model, by the real tools; llama's q and k rows are permuted."""
-    import torch
-    from assay.bases import find_base
-    from transformers import AutoModelForCausalLM, LlamaConfig, set_seed
+    """Merged checkpoint, F16 and Q4_K_M of a small model, by the real tools.
+
+    llama's q and k rows are permuted, and this llama's template has a thinking switch.
+    """
+    from transformers import LlamaConfig
 
     folder = tmp_path_factory.mktemp(f"made-{request.param}")
     if request.param == "llama":
-        set_seed(2)
-        config = LlamaConfig(
-            vocab_size=49152,
-            hidden_size=256,
-            intermediate_size=512,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=2048,
-            rope_theta=50000.0,
-            rms_norm_eps=1e-5,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder / "base")
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            shutil.copyfile(base.path / name, folder / "base" / name)
-        base = find_base(str(folder / "base"))
+        config = LlamaConfig(**SMALL, rope_theta=50000.0, rms_norm_eps=1e-5)
+        base = write_model(folder / "base", config, seed=2, template=THINKING)
     (folder / "run").mkdir()
     bench = Bench(Store(folder / "store"), folder / "run", "run#1", say=lambda line: None)
     style = Adapter(name="style", source=str(write_adapter(folder / "lora", SHAPES, base=base.id, scale=0.05)))
@@ -184,5 +170,24 @@ def test_the_three_runtimes_agree_on_prompts_unless_the_file_is_changed(
     if differs is None:
         assert not any(lists.values())
         assert facts["start_tokens_at_most"] == 1
+        assert facts["dialogs"] in (11, 15), "four more where the template has a thinking switch"
     else:
         assert lists[differs]
+
+
+def thoughts_by_another_name(reader: Any) -> None:
+    field = reader.fields["tokenizer.chat_template"]
+    text = field.parts[field.data[0]]
+    for match in re.finditer(b"reasoning_content", bytes(text)):
+        text[match.start() : match.end()] = np.frombuffer(b"reasoning_in_text", dtype=np.uint8)
+
+
+@pytest.mark.parametrize("made", ["llama"], indirect=True)
+def test_a_thinking_switch_that_llama_cpp_does_not_see_is_off_there_and_on_in_transformers(
+    made: dict[str, Artifact], tmp_path: Path
+) -> None:
+    facts = compared_prompts(made, thoughts_by_another_name, tmp_path)
+    told = facts["prompts_rendered_differently"]
+    assert all("llama.cpp" in one and "</think>" in one for one in told)
+    assert "system turn" in [one.split(":")[0] for one in told]
+    assert not any(one.startswith("thinking ") for one in told), "where it is set, all three agree"

@@ -15,9 +15,10 @@ from assay.bases import Base
 from assay.bench import Bench
 from assay.candidate import Adapter, Candidate, read_candidate
 from assay.checkpoint import read_json
-from assay.dataset import Dataset, Sample
+from assay.dataset import Dataset
 from assay.errors import InputError, StepFailed
-from assay.metrics import METRICS, Score, score, summarise
+from assay.evaluation import LIMIT, Task
+from assay.metrics import METRICS, Score, summarise
 from assay.record import write_json
 from assay.steps import AskTransformers, ConvertF16, Merge, Prompts, QuantizeQ4, RunLlamaCppPython
 from assay.store import Artifact, Store
@@ -109,11 +110,14 @@ def evaluate(
     for form in forms:
         for name in adapters:
             samples = dataset.samples("eval", tasks_of[name], language)
-            prompts = _write_prompts(folder / f"{'-'.join(tasks_of[name])}.{language}", samples)
-            artifact = FORMS[form](bench, candidate, known[name], prompts, limit)
-            answers = artifact.facts["answers"]
-            scores = [score(one, answers[one.id]["text"], Kind(answers[one.id]["kind"]), dataset) for one in samples]
-            measured = _result(scores, answers, dataset, artifact, language, limit)
+            task = Task(dataset=dataset, samples=samples, folder=folder / f"{'-'.join(tasks_of[name])}.{language}")
+            answers: dict[str, dict[str, Any]] = {}
+            artifacts, scores = [], []
+            for block, prompts in task.blocks():
+                artifacts.append(FORMS[form](bench, candidate, known[name], prompts, limit))
+                answers |= artifacts[-1].facts["answers"]
+                scores += task.score(block, answers)
+            measured = _result(scores, answers, dataset, artifacts, language, limit)
             measured["why_empty"] = why_empty(answers, candidate.record.get("results", {}).get(name))
             result["forms"].setdefault(form, {})[name] = measured
             write_json(file, result)
@@ -126,31 +130,21 @@ def _former(file: Path, digests: dict[str, str]) -> dict[str, Any] | None:
     return data if data is not None and data.get("digests") == digests else None
 
 
-def _write_prompts(folder: Path, samples: list[Sample]) -> Prompts:
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob("*.txt"):
-        left.unlink()
-    for sample in samples:
-        (folder / f"{sample.id}.txt").write_text(sample.prompt, encoding="utf-8")
-    return Prompts(path=folder)
-
-
 def _result(
     scores: list[Score],
     answers: dict[str, dict[str, Any]],
     dataset: Dataset,
-    artifact: Artifact,
+    artifacts: list[Artifact],
     language: str,
     limit: int,
 ) -> dict[str, Any]:
-    facts = artifact.facts
     return {
         "language": language,
         "max_new_tokens": limit,
         "summary": summarise(scores, dataset),
-        "seconds": round(artifact.seconds, 1),
-        "peak_host_bytes": facts.get("peak_host_bytes"),
-        "peak_device_bytes": facts.get("peak_device_bytes"),
+        "seconds": round(sum(artifact.seconds for artifact in artifacts), 1),
+        "peak_host_bytes": max(artifact.facts["peak_host_bytes"] for artifact in artifacts),
+        "peak_device_bytes": max(artifact.facts.get("peak_device_bytes") or 0 for artifact in artifacts) or None,
         "samples": [asdict(one) | {"answer": answers[one.id]["text"]} for one in scores],
     }
 
@@ -222,7 +216,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=["full"], help="default: full")
     parser.add_argument("--adapters", nargs="+", help="default: all")
     parser.add_argument("--language", help="default: the one trained on")
-    parser.add_argument("--max-new-tokens", type=int, default=384)
+    parser.add_argument("--max-new-tokens", type=int, default=LIMIT)
     arguments = parser.parse_args(argv)
     file = arguments.candidate / "candidate.json" if arguments.candidate.is_dir() else arguments.candidate
     candidate = read_candidate(file)

@@ -60,6 +60,10 @@ class Bench:
         self.facts |= {name: facts[name] for name in names if name in facts}
         return facts
 
+    def has(self, step: Step) -> bool:
+        """Whether the step was made before, so that asking for it costs nothing."""
+        return self._reusable(step) is not None
+
     def make(self, step: Step, stage: str | None = None) -> Artifact:
         """The step's artifact, made now if nobody has.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from assay.bases import Base, find_base, from_hub
 from assay.checkpoint import read_json
-from assay.dataset import Dataset, read_dataset
+from assay.dataset import Dataset, Sample, read_dataset
 from assay.errors import AssayError, Inconclusive, InputError, Unavailable, refuse_unknown_keys
 from assay.lora import CONFIG, WEIGHTS
 from assay.step import digest_files
@@ -127,6 +127,15 @@ class Candidate:
             )
         tasks = [task for task in dataset.tasks if any(task in some for some in recipe["adapters"].values())]
         return Training(dataset=dataset, language=recipe["language"], tasks=tasks, max_tokens=recipe["max_tokens"])
+
+    def evaluation_samples(self, adapter: Adapter) -> list[Sample]:
+        """The samples, never trained on, of the tasks that an adapter was trained for. Raises as `training` does."""
+        training = self.training
+        assert self.record is not None
+        tasks = self.record["recipe"]["adapters"].get(adapter.name)
+        if tasks is None:
+            raise InputError(f"{self.folder / 'candidate.json'} training.recipe.adapters: {adapter.name} is missing.")
+        return training.dataset.samples("eval", tasks, training.language)
 
 
 def read_candidate(file: Path) -> Candidate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from assay.answers import Kind, visible
 from assay.dataset import Dataset, Sample, headings, squeeze
@@ -47,20 +47,26 @@ def score(sample: Sample, text: str, kind: Kind, dataset: Dataset) -> Score:
     )
 
 
+Scored = TypeVar("Scored", Sample, Score)
+
+
 def summarise(scores: Iterable[Score], dataset: Dataset) -> dict[str, dict[str, Any]]:
     """Task (and `all`, if there are several) to n and, for each metric, successes, share, lower bound and judgement."""
-    scores = list(scores)
-    tasks = [task for task in dataset.tasks if any(one.task == task for one in scores)]
-    groups = {task: [one for one in scores if one.task == task] for task in tasks}
-    if len(tasks) > 1:
-        groups["all"] = scores
     return {
         name: {
             "n": len(group),
             **{metric: _share(group, metric, dataset.thresholds.get(name, {})) for metric in METRICS},
         }
-        for name, group in groups.items()
+        for name, group in by_task(scores, dataset).items()
     }
+
+
+def by_task(scored: Iterable[Scored], dataset: Dataset) -> dict[str, list[Scored]]:
+    """Samples, or their scores, by task; and under `all`, if there are several tasks."""
+    scored = list(scored)
+    groups = {task: [one for one in scored if one.task == task] for task in dataset.tasks}
+    groups = {task: group for task, group in groups.items() if group}
+    return groups | {"all": scored} if len(groups) > 1 else groups
 
 
 def _share(group: list[Score], metric: str, thresholds: dict[str, float]) -> dict[str, Any]:

@@ -115,7 +115,11 @@ class GatesSession:
 
         Adapters trained elsewhere come without their dataset; before training there is a dataset and no adapter.
         """
-        return self.candidate.trained_here if gate.per == "dataset" else bool(self.candidate.adapters)
+        needs_dataset = gate.per == "dataset" or "training" in gate.needs
+        needs_adapters = gate.per != "dataset"
+        return (self.candidate.trained_here or not needs_dataset) and (
+            bool(self.candidate.adapters) or not needs_adapters
+        )
 
     def _write_expectations(self) -> None:
         write_json(

@@ -10,15 +10,15 @@ CONFIDENCE = 0.95
 """One-sided for bounds; a paired difference is noise at p ≥ 1 - CONFIDENCE."""
 
 
-def lower_bound(successes: int, samples: int) -> float:
-    """The exact (Clopper–Pearson) one-sided 95 % lower bound of a share."""
+def lower_bound(successes: int, samples: int, confidence: float = CONFIDENCE) -> float:
+    """The exact (Clopper–Pearson) one-sided lower bound of a share, at 95 % confidence if not said otherwise."""
     # scipy takes a second to import, which no command that does no statistics should pay.
     from scipy.stats import binomtest
 
     if samples == 0:
         return 0.0
     test = binomtest(successes, samples, alternative="greater")
-    return float(test.proportion_ci(CONFIDENCE, method="exact").low)
+    return float(test.proportion_ci(confidence, method="exact").low)
 
 
 def samples_needed(threshold: float, misses: int = 0) -> int:
@@ -43,20 +43,18 @@ def paired_p(only_first: int, only_second: int) -> float:
     return float(binomtest(only_first, disagreeing, 0.5).pvalue) if disagreeing else 1.0
 
 
-class Paired(StrEnum):
-    """What pairs of results on the same samples show about the second one."""
+class Shown(StrEnum):
+    """What samples show."""
 
     PASSED = "passed"
-    """It loses less than the margin."""
     FAILED = "failed"
-    """It loses more than it gains."""
     INCONCLUSIVE = "inconclusive"
     """Neither can be shown with so many samples."""
     OPEN = "open"
     """The samples that are still to be asked can change the answer."""
 
 
-def judge_pairs(lost: int, gained: int, asked: int, samples: int, margin: float) -> Paired:
+def judge_pairs(lost: int, gained: int, asked: int, samples: int, margin: float, of: int = 1) -> Shown:
     """Whether a deployed form keeps what its reference gets right, and whether the rest need be asked at all.
 
     Passed: the exact one-sided 95 % upper bound of the share lost is below the margin. Failed, if not passed: McNemar's
@@ -70,25 +68,56 @@ def judge_pairs(lost: int, gained: int, asked: int, samples: int, margin: float)
         asked: samples asked so far.
         samples: samples in all.
         margin: the share of samples that may be lost.
+        of: how many things are judged together, see `judge_exceeds`.
     """
     rest = samples - asked
-    passes_at_best, passes_at_worst = (_keeps(lost + more, samples, margin) for more in (0, rest))
+    passes_at_best, passes_at_worst = (_exceeds(samples - lost - more, samples, 1 - margin) for more in (0, rest))
     if passes_at_worst:
-        return Paired.PASSED
-    if not passes_at_best and _loses(lost, gained + rest):
-        return Paired.FAILED
-    if not passes_at_best and not _loses(lost + rest, gained):
-        return Paired.INCONCLUSIVE
-    return Paired.OPEN
+        return Shown.PASSED
+    if not passes_at_best and _loses(lost, gained + rest, of):
+        return Shown.FAILED
+    if not passes_at_best and not _loses(lost + rest, gained, of):
+        return Shown.INCONCLUSIVE
+    return Shown.OPEN
+
+
+def judge_exceeds(right: int, asked: int, samples: int, threshold: float, of: int = 1) -> Shown:
+    """Whether a share exceeds its threshold, and whether the rest need be asked at all.
+
+    Passed: the exact one-sided 95 % lower bound is above it. Failed: the upper bound is not. So a share at the
+    threshold passes, and one above it fails, each at most once in 20.
+
+    Args:
+        right: of the samples asked so far.
+        asked: samples asked so far.
+        samples: samples in all.
+        threshold: the share to exceed.
+        of: how many things are judged together. One failure fails all, so each may be wrong only that much more seldom.
+    """
+    best = right + samples - asked
+    if _exceeds(right, samples, threshold):
+        return Shown.PASSED
+    if _misses(best, samples, threshold, of):
+        return Shown.FAILED
+    if not _exceeds(best, samples, threshold) and not _misses(right, samples, threshold, of):
+        return Shown.INCONCLUSIVE
+    return Shown.OPEN
 
 
 @cache
-def _keeps(lost: int, samples: int, margin: float) -> bool:
-    return samples > 0 and lower_bound(samples - lost, samples) > 1 - margin
+def _exceeds(right: int, samples: int, threshold: float) -> bool:
+    return samples > 0 and lower_bound(right, samples) > threshold
 
 
 @cache
-def _loses(lost: int, gained: int) -> bool:
+def _misses(right: int, samples: int, threshold: float, of: int) -> bool:
+    return samples > 0 and 1 - lower_bound(samples - right, samples, 1 - (1 - CONFIDENCE) / of) <= threshold
+
+
+@cache
+def _loses(lost: int, gained: int, of: int) -> bool:
     from scipy.stats import binomtest
 
-    return lost > gained and bool(binomtest(lost, lost + gained, 0.5, alternative="greater").pvalue <= 1 - CONFIDENCE)
+    if lost <= gained:
+        return False
+    return float(binomtest(lost, lost + gained, 0.5, alternative="greater").pvalue) <= (1 - CONFIDENCE) / of

@@ -28,7 +28,7 @@ from assay.execution import last_lines
 from assay.policy import read_toml
 from assay.record import write_json
 
-TOOLS = ("llama-quantize", "llama-cli", "llama-completion", "llama-perplexity")
+TOOLS = ("llama-quantize", "llama-cli", "llama-server", "llama-perplexity")
 _FILE = "toolchain.json"
 
 

@@ -1,16 +1,25 @@
-"""What the llama.cpp workers share: the toolchain's own gguf-py and binding, one llama-cli turn, one GGUF's facts."""
+"""What the llama.cpp workers share: the toolchain's gguf-py and binding, a llama-cli turn, a server, a GGUF's facts."""
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import re
+import socket
+import subprocess
 import sys
+import tempfile
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from assay import execution
 from assay.toolchain import Toolchain
-from assay.workers import call
+from assay.workers import Problem, call
 
 _TIMINGS = re.compile(r"\[ Prompt: ([\d.]+) t/s \| Generation: ([\d.]+) t/s \]")
 _ERROR = re.compile(r"^Error:.*$", re.MULTILINE)
@@ -54,6 +63,86 @@ def ask_llama_cli(
         "prefill_tokens_per_second": float(timings[1]) if timings else None,
         "decode_tokens_per_second": float(timings[2]) if timings else None,
     }
+
+
+@contextmanager
+def llama_server(toolchain: Toolchain, model: Path, *, log: Path, deadline_seconds: float = 120.0) -> Iterator[Server]:
+    """llama-server on a socket of its own, ready to be asked; it ends with the block.
+
+    Raises:
+        Problem: it ended, or was not ready in time; its last lines are in the text.
+    """
+    with tempfile.TemporaryDirectory() as folder, log.open("wb") as file:
+        # The system's own folder: a socket's path may have 107 characters, a step's has more.
+        address = Path(folder) / "llama.sock"
+        command = [str(toolchain.bin / "llama-server"), "--model", str(model), "--host", str(address), "--no-warmup"]
+        command += ["--ctx-size", "2048", "--parallel", "1", "--jinja", "--offline"]
+        print("$ " + " ".join(command), flush=True)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            server, end = Server(address), time.monotonic() + deadline_seconds
+            while not server.is_ready():
+                if child.poll() is not None or time.monotonic() > end:
+                    state = "hung" if child.poll() is None else f"ended with exit code {child.returncode}"
+                    raise Problem(f"llama-server {state} before it was ready:\n{execution.last_lines(log, 6)}")
+                time.sleep(0.02)
+            yield server
+        finally:
+            child.kill()
+            child.wait()
+
+
+class Server:
+    """A llama-server behind a socket."""
+
+    def __init__(self, address: Path) -> None:
+        self.address = address
+
+    def is_ready(self) -> bool:
+        try:
+            return self._request("GET", "/health", None)[0] == 200
+        except OSError:
+            return False
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What it answers.
+
+        Raises:
+            Problem: it refuses.
+        """
+        status, said = self._request("POST", path, json.dumps(body))
+        if status != 200:
+            raise Problem(f"llama-server refuses {path} with {status}: {said[:300]!r}")
+        answer: dict[str, Any] = json.loads(said)
+        return answer
+
+    def _request(self, method: str, path: str, body: str | None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.sock.connect(str(self.address))
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+
+def file_template(llama: Any, model: Any) -> Any | None:
+    """The binding's own formatter for the file's own template; None if the file has none.
+
+    The binding guesses a built-in format where it knows the template, and falls back to llama-2's where there is none.
+    """
+    template = model.metadata.get("tokenizer.chat_template")
+
+    def word(token: int) -> str:
+        return str(model._model.token_get_text(token)) if token >= 0 else ""
+
+    if template is None:
+        return None
+    return llama.llama_chat_format.Jinja2ChatFormatter(
+        template=template, eos_token=word(model.token_eos()), bos_token=word(model.token_bos())
+    )
 
 
 def gguf_facts(gguf: Any, reader: Any, file: Path) -> dict[str, Any]:

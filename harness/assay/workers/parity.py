@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from assay.toolchain import Toolchain
-from assay.workers import Work, call
+from assay.workers import Work
 from assay.workers.gguf import F16
-from assay.workers.llama import import_llama_cpp
+from assay.workers.llama import file_template, import_llama_cpp, llama_server
 
 STRINGS = (
     "The capacitance is C = εA/d, about 8.85×10⁻¹² F.",
@@ -26,8 +25,6 @@ STRINGS = (
     " ",
 )
 """Scripts, emoji, combining marks, code, white space, numbers, markup."""
-SYSTEM = "You are brief."
-_TOKEN = re.compile(rb"^\S+ I +(\d+) -> '", re.MULTILINE)
 
 
 def prompts(work: Work, *, adapter: str, merged: str, f16: str, toolchain: str) -> None:
@@ -48,33 +45,37 @@ def prompts(work: Work, *, adapter: str, merged: str, f16: str, toolchain: str) 
             differ.append(f"{text!r}: transformers {wanted[:12]}, llama.cpp {seen[:12]}")
     work.stage("tokens", strings=len(strings), added_tokens=len(added), strings_tokenized_differently=differ)
 
-    render = llama.llama_chat_format.Jinja2ChatFormatter(
-        template=vocabulary.metadata["tokenizer.chat_template"],
-        eos_token=_word(vocabulary, vocabulary.token_eos()),
-        bos_token=_word(vocabulary, vocabulary.token_bos()),
-    )
+    render = file_template(llama, vocabulary)
+    assert render is not None  # `convert_f16_ok` has compared it with the checkpoint's
     rendered, tokens, starts = [], [], 0
-    dialogs = _dialogs(added)
-    for name, dialog in dialogs.items():
-        text = tokenizer.apply_chat_template(dialog, add_generation_prompt=True, tokenize=False)
-        wanted = tokenizer.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False)
-        theirs = render(messages=dialog)
-        if theirs.prompt != text:
-            rendered.append(f"{name}: transformers {text[-80:]!r}, llama-cpp-python {theirs.prompt[-80:]!r}")
-        given = {
-            "llama-cpp-python": vocabulary.tokenize(
-                theirs.prompt.encode(), add_bos=not theirs.added_special, special=True
-            )
-        }
-        # llama.cpp's own template engine, as far as one turn goes.
-        if len([turn for turn in dialog if turn["role"] != "system"]) == 1 and dialog[-1]["content"].strip():
-            given["llama.cpp"] = _asked_of_llama_cpp(tools, file, dialog, work.folder / "said.txt")
-        for who, seen in given.items():
-            starts = max(starts, _starts(seen, vocabulary.token_bos()))
-            if seen != wanted:
-                tokens.append(
-                    f"{name}: transformers {wanted[:12]} … ({len(wanted)}), {who} {seen[:12]} … ({len(seen)})"
-                )
+    # Some leave the start token to the tokenizer: whether there is one is seen in the ids.
+    start = tokenizer.bos_token or ""
+    dialogs = _dialogs(added, thinks="enable_thinking" in vocabulary.metadata["tokenizer.chat_template"])
+    with llama_server(tools, file, log=work.folder / "server.txt") as server:
+        for name, (dialog, switches) in dialogs.items():
+            text = tokenizer.apply_chat_template(dialog, add_generation_prompt=True, tokenize=False, **switches)
+            wanted = tokenizer.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False, **switches)
+            theirs = render(messages=dialog, **switches)
+            asked = {"messages": dialog, "chat_template_kwargs": switches}
+            ours = server.post("/apply-template", asked)["prompt"]
+            given = {
+                "llama-cpp-python": (
+                    theirs.prompt,
+                    vocabulary.tokenize(theirs.prompt.encode(), add_bos=not theirs.added_special, special=True),
+                ),
+                "llama.cpp": (
+                    ours,
+                    server.post("/tokenize", {"content": ours, "add_special": True})["tokens"],
+                ),
+            }
+            for who, (prompt, seen) in given.items():
+                starts = max(starts, _starts(seen, vocabulary.token_bos()))
+                if prompt.removeprefix(start) != text.removeprefix(start):
+                    rendered.append(f"{name}: transformers {text[-80:]!r}, {who} {prompt[-80:]!r}")
+                if seen != wanted:
+                    tokens.append(
+                        f"{name}: transformers {wanted[:12]} … ({len(wanted)}), {who} {seen[:12]} … ({len(seen)})"
+                    )
     work.stage(
         "prompts",
         dialogs=len(dialogs),
@@ -84,33 +85,30 @@ def prompts(work: Work, *, adapter: str, merged: str, f16: str, toolchain: str) 
     )
 
 
-def _dialogs(added: list[str]) -> dict[str, list[dict[str, str]]]:
-    found = {f"string {at}": [{"role": "user", "content": text}] for at, text in enumerate(STRINGS[:7])}
-    with_system = {"role": "system", "content": SYSTEM}
-    found["system turn"] = [with_system, {"role": "user", "content": "What is a capacitor?"}]
-    found["every added token"] = [{"role": "user", "content": " ".join(added) + " end"}]
-    found["empty content"] = [{"role": "user", "content": ""}]
-    found["two turns"] = [
-        with_system,
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": "Hello. 你好 🙂"},
+def _dialogs(added: list[str], *, thinks: bool) -> dict[str, tuple[list[dict[str, str]], dict[str, bool]]]:
+    """Name to a dialog and the switches that its template is given."""
+    asked = {"role": "user", "content": "What is a capacitor?"}
+    with_system = [{"role": "system", "content": "You are brief."}, asked]
+    two_turns = [
+        *with_system,
+        {"role": "assistant", "content": "It stores charge. 你好 🙂"},
         {"role": "user", "content": "Go on"},
     ]
-    return found
-
-
-def _asked_of_llama_cpp(tools: Toolchain, file: Path, dialog: list[dict[str, str]], said: Path) -> list[int]:
-    """The prompt's tokens as llama-completion prints them before it answers."""
-    command = [str(tools.bin / "llama-completion"), "--model", str(file), "--jinja", "--single-turn", "--no-escape"]
-    command += ["--verbose-prompt", "--predict", "1", "--no-warmup", "--ctx-size", "2048", "--offline"]
-    if dialog[0]["role"] == "system":
-        command += ["--system-prompt", dialog[0]["content"]]
-    printed = call([*command, "--prompt", dialog[-1]["content"]], deadline_seconds=120)
-    return [int(token) for token in _TOKEN.findall(printed.encode())]
-
-
-def _word(vocabulary: Any, token: int) -> str:
-    return str(vocabulary._model.token_get_text(token)) if token >= 0 else ""
+    found = {f"string {at}": [{"role": "user", "content": text}] for at, text in enumerate(STRINGS[:7])}
+    found |= {
+        "system turn": with_system,
+        "every added token": [{"role": "user", "content": " ".join(added) + " end"}],
+        "empty content": [{"role": "user", "content": ""}],
+        "two turns": two_turns,
+    }
+    dialogs: dict[str, tuple[list[dict[str, str]], dict[str, bool]]] = {name: (one, {}) for name, one in found.items()}
+    if thinks:
+        thought = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nIt stores charge."}
+        for switch in (True, False):
+            said = "on" if switch else "off"
+            dialogs[f"thinking {said}"] = ([asked], {"enable_thinking": switch})
+            dialogs[f"two turns, thinking {said}"] = ([asked, thought, two_turns[-1]], {"enable_thinking": switch})
+    return dialogs
 
 
 def _starts(tokens: list[int], start: int) -> int:

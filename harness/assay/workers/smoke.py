@@ -12,7 +12,7 @@ from assay.answers import classify
 from assay.toolchain import Toolchain
 from assay.workers import Work, host_peak_bytes, read_prompts
 from assay.workers.gguf import Q4
-from assay.workers.llama import ask_llama_cli, import_llama_cpp
+from assay.workers.llama import ask_llama_cli, file_template, import_llama_cpp
 
 
 def llama_cli(
@@ -70,12 +70,12 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
     started = time.monotonic()
     # Its own defaults (512 tokens of context, half the cores, reasons kept to itself) are not how anybody deploys.
     model = llama.Llama(str(Path(q4) / Q4), n_ctx=4096, n_threads=os.cpu_count(), n_gpu_layers=-1, verbose=True)
-    template = model.metadata.get("tokenizer.chat_template")
+    render = file_template(llama, model)
     work.stage(
         "load",
         load_seconds=(load_seconds := round(time.monotonic() - started, 3)),
         chat_format=model.chat_format,
-        chat_template_present=template is not None,
+        chat_template_present=render is not None,
     )
     evaluated: list[Any] = []
     create = model.create_completion
@@ -102,7 +102,11 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
         said = "".join(pieces)
         prompt = evaluated[-1]
         tokens = prompt if isinstance(prompt, list) else model.tokenize(str(prompt).encode(), special=True)
-        wanted, thinking = _rendered(llama, model, template, messages) if template else (None, False)
+        wanted, thinking = None, False
+        if render is not None:
+            rendered = render(messages=messages)
+            wanted = model.tokenize(rendered.prompt.encode(), add_bos=not rendered.added_special, special=True)
+            thinking = rendered.prompt.rstrip().endswith("<think>")
         answers[name] = {
             "text": said,
             "kind": classify(said, finished=ended_by == "stop", thinking=thinking).value,
@@ -125,20 +129,3 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
         decode_tokens_per_second=round(decoded / decode_seconds, 2) if decode_seconds else None,
         peak_host_bytes=host_peak_bytes(),
     )
-
-
-def _rendered(llama: Any, model: Any, template: str, messages: list[dict[str, str]]) -> tuple[list[int], bool]:
-    """The file's own template in tokens, as the binding renders it, and whether it opens a `<think>` block.
-
-    The binding guesses a built-in format where it knows the template, and falls back to llama-2's where there is none.
-    """
-
-    def word(token: int) -> str:
-        return str(model._model.token_get_text(token)) if token >= 0 else ""
-
-    render = llama.llama_chat_format.Jinja2ChatFormatter(
-        template=template, eos_token=word(model.token_eos()), bos_token=word(model.token_bos())
-    )
-    rendered = render(messages=messages)
-    tokens = model.tokenize(rendered.prompt.encode(), add_bos=not rendered.added_special, special=True)
-    return tokens, rendered.prompt.rstrip().endswith("<think>")
