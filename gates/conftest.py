@@ -15,7 +15,14 @@ from assay.steps import MeasureDistribution, Prompts
 from test_bnb import base_is_usable, test_base_quant_load, test_lora_mount
 from test_data import samples_encode, test_data_parse, training_is_known
 from test_fidelity import test_adapter_files
-from test_gguf import test_convert_f16, test_merge, test_quantize_q4, test_toolchain_ready
+from test_gguf import (
+    test_convert_f16,
+    test_llama_cli_smoke,
+    test_llama_cpp_python_smoke,
+    test_merge,
+    test_quantize_q4,
+    test_toolchain_ready,
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +42,8 @@ toolchain = prerequisite(test_toolchain_ready)
 merged = prerequisite(test_merge)
 f16 = prerequisite(test_convert_f16)
 q4 = prerequisite(test_quantize_q4)
+llama_cli = prerequisite(test_llama_cli_smoke)
+llama_cpp_python = prerequisite(test_llama_cpp_python_smoke)
 
 
 @pytest.fixture
@@ -56,10 +65,17 @@ def distribution(
             return None
 
     q4, f16 = made("q4"), made("f16")
+    said = {runtime: made(runtime) for runtime in ("llama_cli", "llama_cpp_python")}
     return MeasureDistribution(
         base=base,
         adapter=adapter,
-        probes=_answers(candidate, adapter, prompts) + _texts(probes),
+        probes=_task(candidate, adapter, prompts) + _texts(probes),
+        answers=[
+            {"runtime": runtime, **asked, "answer": artifact.facts["answers"][asked["name"]]["text"]}
+            for runtime, artifact in said.items()
+            if artifact is not None
+            for asked in _asked(prompts)
+        ],
         max_tokens=1024,
         nf4=made("mounted") is not None,
         merged=made("merged"),
@@ -69,15 +85,19 @@ def distribution(
     )
 
 
-def _answers(candidate: Candidate, adapter: Adapter, prompts: Prompts) -> list[dict[str, str]]:
+def _task(candidate: Candidate, adapter: Adapter, prompts: Prompts) -> list[dict[str, str]]:
     """The evaluation samples with their answers where the dataset is known, else the prompts."""
     try:
         samples = candidate.evaluation_samples(adapter) if candidate.trained_here else []
     except AssayError:
         samples = []
     if not samples:
-        return [{"name": file.stem, "prompt": file.read_text(encoding="utf-8").strip()} for file in _files(prompts)]
+        return _asked(prompts)
     return [{"name": sample.id, "prompt": sample.prompt, "answer": sample.answer} for sample in samples]
+
+
+def _asked(prompts: Prompts) -> list[dict[str, str]]:
+    return [{"name": file.stem, "prompt": file.read_text(encoding="utf-8").strip()} for file in _files(prompts)]
 
 
 def _texts(probes: Prompts) -> list[dict[str, str]]:

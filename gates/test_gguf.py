@@ -138,7 +138,7 @@ def test_quantize_q4(bench: Bench, base: Base, adapter: Adapter, f16: Artifact, 
 @gate("llama_cli_smoke_ok", per="adapter")
 def test_llama_cli_smoke(
     bench: Bench, adapter: Adapter, q4: Artifact, prompts: Prompts, max_new_tokens: int, toolchain: Toolchain
-) -> None:
+) -> Artifact:
     """llama-cli answers every prompt from the Q4_K_M file with text.
 
     Why it matters: llama-cli exits with 0 when generation failed, and its output is never empty. Only the answer cut
@@ -148,17 +148,19 @@ def test_llama_cli_smoke(
     cause; nonsense with a healthy bnb route means the prompt or the file, so look at convert_f16_ok's facts.
     """
     step = RunLlamaCli(adapter=adapter, q4=q4, prompts=prompts, max_new_tokens=max_new_tokens, toolchain=toolchain)
-    answers = bench.make(step).facts["answers"]
+    said = bench.make(step)
+    answers = said.facts["answers"]
     for name, answer in answers.items():
         assert not answer["errors"], f"prompt {name!r}: llama-cli says {answer['errors'][0]!r} and exits with 0"
         assert answer["answer_found"], f"prompt {name!r}: no answer in llama-cli's output"
     answers_are_text(answers)
+    return said
 
 
 @gate("llama_cpp_python_smoke_ok", per="adapter")
 def test_llama_cpp_python_smoke(
     bench: Bench, adapter: Adapter, q4: Artifact, prompts: Prompts, max_new_tokens: int, toolchain: Toolchain
-) -> None:
+) -> Artifact:
     """llama-cpp-python answers every prompt from the Q4_K_M file with text, through the model's own chat template.
 
     Why it matters: without a template in the file it falls back to llama-2's `[INST]` without a word.
@@ -169,10 +171,12 @@ def test_llama_cpp_python_smoke(
     step = RunLlamaCppPython(
         adapter=adapter, q4=q4, prompts=prompts, max_new_tokens=max_new_tokens, toolchain=toolchain
     )
-    facts = bench.make(step).facts
+    said = bench.make(step)
+    facts = said.facts
     assert facts["chat_template_present"], f"no chat template in the file: {facts['chat_format']!r} is a fallback"
     for name, answer in facts["answers"].items():
         assert answer["prompt_is_the_templates"], (
             f"prompt {name!r}: chat format {facts['chat_format']!r} renders another prompt than the model's template"
         )
     answers_are_text(facts["answers"])
+    return said

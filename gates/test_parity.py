@@ -6,9 +6,12 @@ from assay.bench import Bench
 from assay.candidate import Adapter
 from assay.errors import Inconclusive
 from assay.gate import gate
-from assay.steps import ComparePrompts
+from assay.steps import ComparePrompts, MeasureDistribution
 from assay.store import Artifact
 from assay.toolchain import Toolchain
+
+SAME_CHOICE = 0.02
+"""Nats a token that rounding in another batch size may cost."""
 
 
 @gate("gguf_parity_ok", per="adapter")
@@ -55,8 +58,8 @@ def test_prompt_parity(bench: Bench, adapter: Adapter, merged: Artifact, f16: Ar
     Why it matters: a template that one of them renders otherwise, a second start token or a lost system turn asks the
     model in a way that it was never trained on.
 
-    When it fails: the dialog named shows both. `<think>` in one only: set the thinking switch when you serve, since their
-    defaults differ. Two start tokens: take `bos_token` out of the template, or set
+    When it fails: the dialog named shows both. `<think>` in one only: their defaults differ, so set the thinking switch
+    when you serve. Two start tokens: take `bos_token` out of the template, or set
     `add_bos_token` to false in tokenizer_config.json.
     """
     step = ComparePrompts(adapter=adapter, merged=merged, f16=f16, toolchain=toolchain)
@@ -79,3 +82,24 @@ def test_q4_parity(bench: Bench, q4: Artifact) -> None:
     """
     beyond = bench.look(q4, "inspect", "noise_by_type", "tensors_beyond_noise")["tensors_beyond_noise"]
     assert not beyond, f"{len(beyond)} tensors moved further than their type's rounding explains, {beyond[0]} first"
+
+
+@gate("runtime_parity_ok", per="adapter")
+def test_runtime_parity(
+    bench: Bench, q4: Artifact, llama_cli: Artifact, llama_cpp_python: Artifact, distribution: MeasureDistribution
+) -> None:
+    """llama-cli and llama-cpp-python say what the Q4_K_M file itself puts first, token by token.
+
+    Why it matters: a runtime with a sampler left on, another template or a lost system turn answers fluently, and not
+    as the model that was judged. The file is asked with the prompt of training; a tie that rounding breaks the other
+    way costs next to nothing.
+
+    When it fails: compare the runtime's prompt and sampling settings with `prompt_parity_ok`'s; set temperature 0 and
+    no penalties to reproduce it.
+    """
+    for runtime, facts in bench.make(distribution, stage="runtimes").stages["runtimes"]["runtimes"].items():
+        gap = facts["nats_from_greedy"]
+        assert gap < SAME_CHOICE, (
+            f"{runtime}: {facts['tokens_not_greedy']} of {facts['answer_tokens']} tokens are not the file's first "
+            f"choice, which is {gap:.2g} nats a token likelier; below {SAME_CHOICE} wanted"
+        )

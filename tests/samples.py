@@ -23,7 +23,9 @@ SMALL = {
     "eos_token_id": 2,
 }
 """The shape of a model that tests make: rows are multiples of 256, so that it quantizes to true Q4_K."""
-THINKING = """{%- if messages[0]['role'] != 'system' -%}{{- '<|im_start|>system\\nBe helpful.<|im_end|>\\n' -}}{%- endif -%}
+THINKING = """{%- if messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\nBe helpful.<|im_end|>\\n' -}}
+{%- endif -%}
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
 {%- if message['role'] == 'assistant' and not loop.last -%}

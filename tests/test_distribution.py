@@ -92,6 +92,8 @@ def test_the_stage_that_adds_most_is_where_the_loss_enters() -> None:
     assert loss_enters_at({"merged": 1e-4, "f16": 0.2, "q4": 0.26}) == "f16"
     assert loss_enters_at({"merged": 0.3, "f16": 0.3, "q4": 0.36}) == "merged"
     assert loss_enters_at({"nf4": 0.4}) is None
+    runtimes = {"merged": 1e-4, "f16": 2e-4, "q4": 0.06, "llama_cli": 0.0601, "llama_cpp_python": 0.5}
+    assert loss_enters_at(runtimes) == "llama_cpp_python"
 
 
 @pytest.fixture(scope="module")

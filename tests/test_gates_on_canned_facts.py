@@ -57,6 +57,7 @@ DISTANCE = {
     "share_lost_interval": [0.04, 0.06],
     "task_sequences": 17,
 }
+RUNTIME = {"answer_tokens": 200, "tokens_not_greedy": 1, "nats_from_greedy": 1e-4}
 HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
     "dataset.read": {
         "read": {
@@ -211,6 +212,7 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
     "distribution.measure": {
         "reference": {},
         **dict.fromkeys(("merged", "nf4", "f16", "q4"), DISTANCE),
+        "runtimes": {"runtimes": {"llama_cli": RUNTIME, "llama_cpp_python": RUNTIME}},
         "waterfall": {"loss_enters_at": "q4"},
     },
     "smoke.llama_cli": {"generate": {"answers": ANSWERS}},
@@ -232,7 +234,16 @@ RECORD = {
 TOOLCHAIN = Toolchain(path=Path("toolchain"))
 
 DISTRIBUTION = MeasureDistribution(
-    base=BASE, adapter=ADAPTER, probes=[], max_tokens=9, nf4=True, merged=None, f16=None, q4=None, toolchain=None
+    base=BASE,
+    adapter=ADAPTER,
+    probes=[],
+    answers=[],
+    max_tokens=9,
+    nf4=True,
+    merged=None,
+    f16=None,
+    q4=None,
+    toolchain=None,
 )
 
 
@@ -286,6 +297,8 @@ def judge(gate: Callable[..., Any], facts: dict[str, dict[str, dict[str, Any]]])
         "merged": "merge.fold",
         "f16": "gguf.convert",
         "q4": "gguf.quantize",
+        "llama_cli": "smoke.llama_cli",
+        "llama_cpp_python": "smoke.llama_cpp_python",
     }.items():
         given[name] = Artifact(**{**vars(ARTIFACT), "stages": made[worker]})
     wanted = gate.__code__.co_varnames[: gate.__code__.co_argcount]
@@ -411,6 +424,13 @@ CASES: list[tuple[Callable[..., Any], str, str, object, str]] = [
     (test_parity.test_prompt_parity, "parity.prompts", "prompts_rendered_differently", ["x"], "rendered otherwise"),
     (test_parity.test_prompt_parity, "parity.prompts", "prompts_tokenized_differently", ["x"], "other tokens"),
     (test_parity.test_prompt_parity, "parity.prompts", "start_tokens_at_most", 2, "begins with 2 start tokens"),
+    (
+        test_parity.test_runtime_parity,
+        "distribution.measure",
+        "runtimes",
+        {"llama_cli": RUNTIME | {"tokens_not_greedy": 90, "nats_from_greedy": 0.4}},
+        "llama_cli: 90 of 200 tokens are not the file's first choice, which is 0.4 nats a token likelier",
+    ),
     (test_parity.test_q4_parity, "gguf.quantize", "tensors_beyond_noise", ["x Q4_K by 90%"], "x Q4_K by 90%"),
     (test_bnb.test_lora_mount, "bnb.mount", "tensors_not_consumed", ["x"], "dropped in silence"),
     (test_bnb.test_lora_mount, "bnb.mount", "tensors_missing_in_file", ["x"], "not in the file"),

@@ -94,16 +94,18 @@ def share_lost(deployed: Sequence[Compared], base: Sequence[Compared], seed: int
 
 
 def loss_enters_at(distances: dict[str, float]) -> str | None:
-    """The stage of merged → f16 → q4 that adds most to the distance from the reference; None if none was measured.
+    """The stage that adds most to the distance from the reference on the way merged → f16 → q4 → runtime.
+
+    None if none was measured. The runtimes both follow q4; `nf4` is a way of its own and no stage on this one.
 
     Args:
-        distances: mean KL by stage, in nats. `nf4` is a way of its own and no stage on this one.
+        distances: by stage, in nats.
     """
     before, added = 0.0, {}
-    for stage in ("merged", "f16", "q4"):
+    for stage in ("merged", "f16", "q4", "llama_cli", "llama_cpp_python"):
         if stage in distances:
             added[stage] = distances[stage] - before
-            before = distances[stage]
+            before = distances[stage] if stage in ("merged", "f16", "q4") else before
     return max(added, key=lambda stage: added[stage]) if added else None
 
 

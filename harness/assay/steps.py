@@ -212,7 +212,7 @@ class MeasureDistribution(Step):
     """Feed the same tokens to the reference and to every form there is, and compare what each expects next."""
 
     worker = "distribution.measure"
-    stages = ("reference", "merged", "nf4", "f16", "q4", "waterfall")
+    stages = ("reference", "merged", "nf4", "f16", "q4", "runtimes", "waterfall")
     packages = _TORCH
     on_device = True
 
@@ -220,6 +220,8 @@ class MeasureDistribution(Step):
     adapter: Adapter
     probes: list[dict[str, str]]
     """Each has a name and either a `text`, or a `prompt` with its `answer` (without one the reference answers)."""
+    answers: list[dict[str, str]]
+    """What the runtimes said: each has a `runtime`, a `name`, a `prompt` and an `answer`."""
     max_tokens: int
     """A longer probe is cut."""
     nf4: bool

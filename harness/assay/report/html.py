@@ -106,7 +106,7 @@ def waterfall(run: Run) -> list[dict[str, Any]]:
         if not stages:
             continue
         top = max(stages.values()) or 1.0
-        ways = [stage for stage in ("nf4", "merged", "f16", "q4") if stage in stages]
+        ways = [name for name in ("nf4", "merged", "f16", "q4", "llama_cli", "llama_cpp_python") if name in stages]
         bars = [{"stage": stage, "kl": stages[stage], "width": 100 * stages[stage] / top} for stage in ways]
         drawn.append(
             {"adapter": gate.expected.adapter, "bars": bars, "enters_at": gate.outcome.facts.get("loss_enters_at")}

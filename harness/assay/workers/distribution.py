@@ -61,6 +61,7 @@ def measure(
     base: str,
     adapter: str,
     probes: list[dict[str, str]],
+    answers: list[dict[str, str]],
     max_tokens: int,
     nf4: bool,
     merged: str | None,
@@ -68,7 +69,10 @@ def measure(
     q4: str | None,
     toolchain: str | None,
 ) -> None:
-    """One stage a form: its distances from the reference, and how much of the fine-tune they cost."""
+    """One stage a form: its distances from the reference, and how much of the fine-tune they cost.
+
+    A form that there is none of leaves a stage without facts.
+    """
     import torch
     from peft import PeftModel
 
@@ -111,13 +115,17 @@ def measure(
         distances[name] = summary["kl_mean"]
         work.stage(name, **summary, **kept, seconds=round(time.monotonic() - began, 3))
 
-    if merged is not None:
+    if merged is None:
+        work.stage("merged")
+    else:
         began = time.monotonic()
         network, _, device = load_reference(str(Path(merged) / "checkpoint"))
         stage("merged", _forward(network, device), began)
         del network
         gc.collect()
-    if nf4:
+    if not nf4:
+        work.stage("nf4")
+    else:
         began = time.monotonic()
         network, _, device = load_nf4(base)
         model = PeftModel.from_pretrained(network, adapter)
@@ -125,13 +133,59 @@ def measure(
         stage("nf4", _forward(model, device), began)
         del model, network
         gc.collect()
+    said = _said(tokenizer, answers)
+    longest = max(len(one.ids) for one in [*sequences, *(one for some in said.values() for one in some)])
+    runtimes: dict[str, dict[str, Any]] = {}
     for name, file in (("f16", f16 and Path(f16) / F16), ("q4", q4 and Path(q4) / Q4)):
-        if file:
-            assert toolchain is not None  # a GGUF was made by one
-            began = time.monotonic()
-            longest = max(len(one.ids) for one in sequences)
-            stage(name, gguf_logits(Toolchain(path=Path(toolchain)), file, longest), began)
+        if not file:
+            work.stage(name)
+            continue
+        assert toolchain is not None  # a GGUF was made by one
+        began = time.monotonic()
+        logits = gguf_logits(Toolchain(path=Path(toolchain)), file, longest)
+        stage(name, logits, began)
+        if name == "q4":
+            runtimes = {runtime: _from_greedy(logits, some) for runtime, some in said.items()}
+    work.stage("runtimes", runtimes=runtimes)
+    distances |= {name: distances["q4"] + facts["nats_from_greedy"] for name, facts in runtimes.items()}
     work.stage("waterfall", waterfall=distances, loss_enters_at=loss_enters_at(distances))
+
+
+def _said(tokenizer: Any, answers: list[dict[str, str]]) -> dict[str, list[Sequence]]:
+    """Each runtime's answers behind their prompts, in tokens."""
+    said: dict[str, list[Sequence]] = {}
+    for one in answers:
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": one["prompt"]}], add_generation_prompt=True, return_dict=False
+        )
+        answer = tokenizer(one["answer"], add_special_tokens=False)["input_ids"]
+        if answer:
+            scored = list(range(len(asked) - 1, len(asked) + len(answer) - 1))
+            sequence = Sequence(name=one["name"], kind="answer", ids=[*asked, *answer], scored=scored)
+            said.setdefault(one["runtime"], []).append(sequence)
+    return said
+
+
+def _from_greedy(logits: Logits, said: list[Sequence]) -> dict[str, Any]:
+    """How far a runtime's greedy answers are from what the file itself puts first at each place.
+
+    Nats a token: what the file's own choice is more likely by. A tie that rounding breaks the other way costs next to
+    nothing; another prompt, another template or a sampler that was left on costs much.
+    """
+    import torch
+
+    parts = []
+    for one, rows in zip(said, logits(said), strict=True):
+        chosen = rows.gather(1, torch.tensor(one.following)[:, None])[:, 0]
+        parts.append(rows.max(dim=-1).values - chosen)
+    gaps = torch.cat(parts)
+    return {
+        "answers": len(said),
+        "answer_tokens": gaps.numel(),
+        "tokens_not_greedy": int((gaps > 0).sum()),
+        "nats_from_greedy": float(f"{gaps.mean().item():.6g}"),
+        "nats_from_greedy_at_most": float(f"{gaps.max().item():.6g}"),
+    }
 
 
 def _sequences(
