@@ -10,8 +10,9 @@ from assay.steps import ComparePrompts, MeasureDistribution
 from assay.store import Artifact
 from assay.toolchain import Toolchain
 
-SAME_CHOICE = 0.02
-"""Nats a token that rounding in another batch size may cost."""
+SAME_CHOICE = 0.05
+"""Nats a token. Kernels for one token and for many cost up to 0.014 on the embedded base, a repetition penalty of 1.1
+costs 0.15, a temperature of 0.8 costs 0.39, llama-2's prompt 1.25."""
 
 
 @gate("gguf_parity_ok", per="adapter")
@@ -91,8 +92,8 @@ def test_runtime_parity(
     """llama-cli and llama-cpp-python say what the Q4_K_M file itself puts first, token by token.
 
     Why it matters: a runtime with a sampler left on, another template or a lost system turn answers fluently, and not
-    as the model that was judged. The file is asked with the prompt of training; a tie that rounding breaks the other
-    way costs next to nothing.
+    as the model that was judged. The file is asked with the prompt of training; near ties that rounding breaks
+    otherwise cost little.
 
     When it fails: compare the runtime's prompt and sampling settings with `prompt_parity_ok`'s; set temperature 0 and
     no penalties to reproduce it.

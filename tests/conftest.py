@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from assay.bases import Base
 
-from tests.samples import SMALL, write_model
+from tests.samples import SMALL, train, write_model
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return write_model(
         tmp_path_factory.mktemp("qwen3"), Qwen3Config(**SMALL, head_dim=64, tie_word_embeddings=True), seed=0
     )
+
+
+@pytest.fixture(scope="session")
+def trained(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted training of two adapters for the small Qwen3."""
+    out = tmp_path_factory.mktemp("trained")
+    train(base, out)
+    return out

@@ -36,7 +36,8 @@ NF4 = ["nf4_strength_ok", "nf4_distribution_ok", "nf4_survives_ok"]
 MERGED = ["merge_exact_ok", "merged_strength_ok", "merged_distribution_ok"]
 F16 = ["f16_strength_ok", "f16_distribution_ok", "gguf_parity_ok", "token_parity_ok", "prompt_parity_ok"]
 Q4 = ["q4_strength_ok", "q4_distribution_ok", "q4_survives_ok", "q4_parity_ok"]
-FIDELITY = [*NF4, *MERGED, *F16, *Q4]
+RUNTIMES = ["runtime_parity_ok"]
+FIDELITY = [*NF4, *MERGED, *F16, *Q4, *RUNTIMES]
 LOST = ["nf4_survives_ok", "q4_survives_ok"]
 """The stand-in moves the base by next to nothing, so 4 bits move it further: these two say so, and rightly."""
 
@@ -206,7 +207,10 @@ def test_a_llama_quantize_that_does_nothing_fails_the_toolchain_and_only_warns(
     shutil.copyfile("/bin/false", broken.program("llama-quantize"))
     _, run = broken.gates("false")
     assert_one_failure(
-        run, "toolchain_ready", ["convert_f16_ok", *GGUF[3:], *F16, *Q4], "llama-quantize ended with exit code 1"
+        run,
+        "toolchain_ready",
+        ["convert_f16_ok", *GGUF[3:], *F16, *Q4, *RUNTIMES],
+        "llama-quantize ended with exit code 1",
     )
     assert run.verdict is Verdict.RELEASE_WITH_WARNINGS
     assert verdict_code(run) == 0
@@ -217,7 +221,7 @@ def test_a_program_that_hangs_is_killed_and_named(workshop: Workshop, healthy: R
     broken.program("llama-cli").write_text("#!/bin/sh\nexec sleep 1000\n")
     _, run = broken.gates("hangs")
     assert_one_failure(
-        run, "toolchain_ready", ["convert_f16_ok", *GGUF[3:], *F16, *Q4], "llama-cli hung: killed after 60 s"
+        run, "toolchain_ready", ["convert_f16_ok", *GGUF[3:], *F16, *Q4, *RUNTIMES], "llama-cli hung: killed after 60 s"
     )
 
 
@@ -234,7 +238,7 @@ def test_the_three_failures_of_the_thesis_are_one_failure_and_two_blocked(worksh
     leaves_half = 'for file; do case "$file" in *q4_k_m.gguf) echo half > "$file";; esac; done\n'
     only_for_the_canary(broken.program("llama-quantize"), f"{leaves_half}echo 'tensor x has invalid data' >&2; exit 1")
     _, run = broken.gates("partial")
-    assert_one_failure(run, "quantize_q4_ok", [*GGUF[4:], *Q4], "tensor x has invalid data")
+    assert_one_failure(run, "quantize_q4_ok", [*GGUF[4:], *Q4, *RUNTIMES], "tensor x has invalid data")
     assert not list(broken.cache.glob("store/gguf.quantize*.part"))
 
 
@@ -242,7 +246,7 @@ def test_a_quantizer_that_reports_success_and_writes_nothing_fails(workshop: Wor
     broken = workshop.with_toolchain("nothing")
     only_for_the_canary(broken.program("llama-quantize"), "exit 0")
     _, run = broken.gates("nothing")
-    assert_one_failure(run, "quantize_q4_ok", [*GGUF[4:], *Q4], "model-q4_k_m.gguf")
+    assert_one_failure(run, "quantize_q4_ok", [*GGUF[4:], *Q4, *RUNTIMES], "model-q4_k_m.gguf")
 
 
 def test_a_quantizer_that_writes_another_type_fails(workshop: Workshop, healthy: Run) -> None:
@@ -250,7 +254,7 @@ def test_a_quantizer_that_writes_another_type_fails(workshop: Workshop, healthy:
     real = broken.program("llama-quantize").with_name("real-llama-quantize")
     only_for_the_canary(broken.program("llama-quantize"), f'exec "{real}" "$1" "$2" Q8_0 "$4"')
     _, run = broken.gates("other")
-    assert_one_failure(run, "quantize_q4_ok", [*GGUF[4:], *Q4], "the file says MOSTLY_Q8_0")
+    assert_one_failure(run, "quantize_q4_ok", [*GGUF[4:], *Q4, *RUNTIMES], "the file says MOSTLY_Q8_0")
 
 
 def test_an_error_of_llama_cli_with_exit_code_0_fails_its_smoke_alone(workshop: Workshop, healthy: Run) -> None:
@@ -259,7 +263,7 @@ def test_an_error_of_llama_cli_with_exit_code_0_fails_its_smoke_alone(workshop: 
         broken.program("llama-cli"), "echo 'Error: request (631 tokens) exceeds the available context size'"
     )
     _, run = broken.gates("cli")
-    assert_one_failure(run, "llama_cli_smoke_ok", [], "Error: request (631 tokens) exceeds")
+    assert_one_failure(run, "llama_cli_smoke_ok", RUNTIMES, "Error: request (631 tokens) exceeds")
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,7 @@ def test_nothing_but_the_workers_imports_torch(healthy: Run, tmp_path: Path) -> 
     assert run("torch").returncode != 0, "the trap works"
     given = ["--base", EMBEDDED, "--adapter", "style=x"]
     collected = run("pytest", "gates", "--collect-only", "-q", *given)
-    assert (collected.returncode, collected.stdout.count("::test_")) == (0, 25), collected.stdout
+    assert (collected.returncode, collected.stdout.count("::test_")) == (0, 26), collected.stdout
     for command in (["list"], ["report", str(healthy.folder)], ["verdict", str(healthy.folder)]):
         done = run("assay", *command)
         assert done.returncode == 0, (command, done.stderr)

@@ -10,10 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from assay.bases import Base
+from assay.bench import Bench
+from assay.candidate import read_candidate
 from assay.checkpoint import read_folder
 from assay.cli import main
 from assay.lora import read_lora
+from assay.steps import ConvertF16, Merge, QuantizeQ4
+from assay.store import Store
 from assay.strength import facts, measure
+from assay.toolchain import find_toolchain
+from assay.workers.gguf import F16, Q4
 
 from tests.samples import write_adapter, write_safetensors
 
@@ -132,3 +138,23 @@ def test_files_that_cannot_be_read_are_named(base: Base, adapters: dict[str, Pat
     assert main([*given, str(tmp_path / "nowhere.gguf")]) == 2
     write_safetensors(tmp_path / "other.safetensors", {"x": np.zeros(3)})
     assert main([*given, str(tmp_path / "other.safetensors")]) == 3
+
+
+def test_a_trained_adapter_is_found_in_a_true_q4_k_m_and_the_other_one_is_not(
+    base: Base, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained on the shipped data, by the real tools: two adapters from one start, which resemble each other."""
+    (tmp_path / "run").mkdir()
+    bench = Bench(Store(tmp_path / "store"), tmp_path / "run", "run#1", say=lambda line: None)
+    style, writing = read_candidate(trained / "quickstart" / "candidate.json").adapters
+    tools = find_toolchain()
+    merged = bench.make(Merge(base=base, adapter=style))
+    f16 = bench.make(ConvertF16(adapter=style, base=base, merged=merged, toolchain=tools))
+    q4 = bench.make(QuantizeQ4(adapter=style, base=base, f16=f16, toolchain=tools))
+    assert q4.facts["fallbacks_forced_by_shape"] == []
+    given = ["--base", str(base.path), "--adapter", f"style={style.path}", "--adapter", f"writing={writing.path}"]
+    for file in (merged.file("checkpoint"), f16.file(F16), q4.file(Q4)):
+        assert main(["strength", *given, str(file), "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)["adapters"]
+        assert told["style"]["strength"] == pytest.approx(1, abs=0.05), file
+        assert told["writing"]["strength"] == pytest.approx(0, abs=0.05), file

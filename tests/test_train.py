@@ -20,6 +20,7 @@ from assay.candidate import read_candidate
 from assay.dataset import read_dataset
 from assay.errors import InputError
 
+from tests.samples import TINY, start_training, train
 from train.recipe import RECIPES, Recipe, read_recipe, recipe_names
 
 QUICKSTART = (RECIPES / "quickstart.toml").read_text()
@@ -109,47 +110,9 @@ def test_a_sample_that_is_too_long_is_refused_and_never_cut() -> None:
         encode_samples(recipe, "style", read_dataset(DATA), tokenizer)
 
 
-TINY = [
-    "--language=en",
-    "--set=lora.dropout=0.1",
-    "--set=epochs=2",
-    "--set=epochs_of={}",
-    "--set=lora.last_blocks=0",
-    '--set=adapters={style=["style"], writing=["writing"]}',
-]
-"""Two adapters on a random model of two blocks: seconds. Dropout, for a resumed run must draw the same numbers."""
-
-
-def start(base: Base, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "train", "quickstart", "--base", str(base.path), "--out", str(out), *TINY, *more]
-    return subprocess.Popen(
-        command,
-        cwd=paths.REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def train(base: Base, out: Path, *more: str) -> str:
-    process = start(base, out, *more)
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    return said
-
-
 def adapters(out: Path) -> dict[str, bytes]:
     folder = out / "quickstart"
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.glob("adapter_*/*"))}
-
-
-@pytest.fixture(scope="module")
-def trained(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted training."""
-    out = tmp_path_factory.mktemp("trained")
-    train(base, out)
-    return out
 
 
 def test_what_training_leaves(trained: Path, base: Base) -> None:
@@ -198,7 +161,7 @@ def test_a_training_killed_at_random_points_ends_in_the_same_bytes(trained: Path
     """Steps, over both adapters, after which the process and all its children are killed."""
     log = tmp_path / ".quickstart.part" / "train_log.jsonl"
     for point in points:
-        process = start(base, tmp_path)
+        process = start_training(base, tmp_path)
         while process.poll() is None and (not log.exists() or log.read_text().count("\n") < point):
             time.sleep(0.005)
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
@@ -258,7 +221,7 @@ def test_two_processes_train_one_adapter_together(base: Base, tmp_path: Path) ->
 
 
 def refused(base: Base, out: Path, *more: str) -> str:
-    process = start(base, out, *more)
+    process = start_training(base, out, *more)
     said, _ = process.communicate()
     assert process.returncode == 2, said
     assert "Traceback" not in said

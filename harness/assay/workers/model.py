@@ -9,19 +9,20 @@ from assay.machine import cpu_flags
 from assay.workers import Problem, host_peak_bytes
 
 
-def load_nf4(base: str) -> tuple[Any, Any, str]:
-    """Model, tokenizer and device: nf4 with double quantization and bf16 compute."""
+def load_nf4(base: str, compute: Any = None) -> tuple[Any, Any, str]:
+    """Model, tokenizer and device: nf4 with double quantization, computing in bf16 unless another dtype is given."""
     import bitsandbytes  # noqa: F401  # its absence is told as such, and not as a ValueError of transformers
     import torch
     from transformers import BitsAndBytesConfig
 
+    compute = compute or torch.bfloat16
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute,
     )
-    return _load(base, torch.bfloat16, quantization_config=config)
+    return _load(base, compute, quantization_config=config)
 
 
 def load_full(base: str) -> tuple[Any, Any, str]:
