@@ -302,6 +302,8 @@ def other_template(folder: Path) -> None:
             "rope_theta",
         ),
         (edit_json("config.json", rms_norm_eps=0.01), "config", "rms_norm_eps"),
+        (edit_json("config.json", use_sliding_window=True, sliding_window=128), "config", "sliding_window"),
+        (edit_json("config.json", quantization_config={"quant_method": "gptq"}), "config", "quantization_config"),
         (edit_json("generation_config.json", eos_token_id=5), "generation config", "eos_token_id"),
         (edit_json("tokenizer.json", normalizer={"type": "Lowercase"}), "tokenizer", "normalizer"),
         (edit_json("tokenizer_config.json", eos_token="<|im_start|>"), "tokenizer", "eos_token"),
@@ -316,8 +318,18 @@ def test_a_file_that_is_not_the_bases_is_named(
     merged = merged_by_peft(untied, adapter, tmp_path / "merged")
     edit(merged)
     found = examine(untied.path, adapter, merged)
-    assert [defect.kind for defect in found.defects] == [kind]
+    assert {defect.kind for defect in found.defects} == {kind}
     assert said in found.defects[0].detail
+
+
+def test_what_transformers_spells_out_is_no_difference_and_an_unknown_key_is_noted(
+    untied: Base, adapter: Path, tmp_path: Path
+) -> None:
+    merged = merged_by_peft(untied, adapter, tmp_path / "merged")
+    edit_json("config.json", use_sliding_window=False, sliding_window=32768, logit_scale=0.5)(merged)
+    found = examine(untied.path, adapter, merged)
+    assert found.defects == []
+    assert "config.json: logit_scale is 0.5" in found.notes[-1]
 
 
 def test_a_second_look_at_a_healthy_merge_of_assays_own_is_healthy_from_the_command_line(

@@ -96,7 +96,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     for name in ("bases", "toolchains"):
         (folder / "cache" / name).symlink_to(paths.cache() / name)
     (folder / "probes").mkdir()
-    shutil.copyfile(paths.GATES / "probes" / "code.txt", folder / "probes" / "code.txt")
+    # Named as a prompt is: a text and a question may be called the same.
+    shutil.copyfile(paths.GATES / "probes" / "code.txt", folder / "probes" / "capacitor.txt")
     shapes = {
         name.removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
         for name, tensor in base.tensors.items()

@@ -18,7 +18,8 @@ _NEVER_COMPUTE = {
 """Keys of config.json that say how a model was made or loaded, not what it computes."""
 _NEUTRAL = {
     "rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 1.0, "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True, "hidden_act": "silu",
+    "tie_word_embeddings": True, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+    "use_sliding_window": False, "sliding_window": None, "quantization_config": None,
 }  # fmt: skip
 """What a key means where it is left out (transformers' own defaults for decoder models)."""
 _GENERATION = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -45,6 +46,9 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
         flat["head_dim"] = flat["hidden_size"] // heads
     if heads and flat.get("num_key_value_heads") is None:
         flat["num_key_value_heads"] = heads
+    if flat.get("use_sliding_window") is False:
+        # Qwen's configs name a window that they switch off, and transformers saves none.
+        flat.pop("sliding_window", None)
     return flat
 
 
@@ -54,8 +58,14 @@ def compare_files(base: Path, merged: Path) -> tuple[list[Difference], list[str]
     Raises:
         InputError: a config.json is missing or a file is not JSON.
     """
-    differences = _compare_settings(read_json(base / "config.json"), read_json(merged / "config.json"))
-    notes: list[str] = []
+    a, b = (settings(read_json(folder / "config.json")) for folder in (base, merged))
+    differences = _compare_settings(a, b)
+    # A newer transformers writes out what an older one left to the default.
+    notes = [
+        f"config.json: {key} is {b[key]!r}, the base leaves it to its default, which is not known here"
+        for key in sorted(set(b) - set(a) - set(_NEUTRAL))
+        if b[key]
+    ]
     wanted, seen = _optional(base / "generation_config.json"), _optional(merged / "generation_config.json")
     if wanted is not None and seen is None:
         notes.append("generation_config.json: not in the merged folder; it ends answers as config.json says")
@@ -70,8 +80,7 @@ def compare_files(base: Path, merged: Path) -> tuple[list[Difference], list[str]
     return differences + _compare_tokenizers(base, merged), notes
 
 
-def _compare_settings(wanted: dict[str, Any], seen: dict[str, Any]) -> list[Difference]:
-    a, b = settings(wanted), settings(seen)
+def _compare_settings(a: dict[str, Any], b: dict[str, Any]) -> list[Difference]:
     found = []
     for key in sorted(set(a) | set(b)):
         one, other = a.get(key, _NEUTRAL.get(key)), b.get(key, _NEUTRAL.get(key))
