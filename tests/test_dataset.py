@@ -164,6 +164,8 @@ def test_an_empty_or_missing_file_is_named(copy: Path) -> None:
         ("original = 11", "orignal = 11", "Did you mean 'original'"),
         ('name = "v3"', "", "the key 'name' is missing|missing 1 required"),
         ("[tasks.style.samples]", "[tasks.style.sample]", "Did you mean 'samples'"),
+        ("style = { coverage = 0.90", "style = { coverge = 0.90", "Did you mean 'coverage'"),
+        ("style = { coverage = 0.90", "style = { coverage = 1.0", "coverage = 1.0; a share between 0 and 1"),
     ],
 )
 def test_a_wrong_dataset_toml_is_named(copy: Path, old: str, new: str, said: str) -> None:

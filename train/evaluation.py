@@ -15,10 +15,10 @@ from assay.bases import Base
 from assay.bench import Bench
 from assay.candidate import Adapter, Candidate, read_candidate
 from assay.checkpoint import read_json
-from assay.dataset import Dataset
+from assay.dataset import METRICS, Dataset
 from assay.errors import InputError, StepFailed
 from assay.evaluation import LIMIT, Task
-from assay.metrics import METRICS, Score, summarise
+from assay.metrics import Score, summarise
 from assay.record import write_json
 from assay.steps import AskTransformers, ConvertF16, Merge, Prompts, QuantizeQ4, RunLlamaCppPython
 from assay.store import Artifact, Store

@@ -13,9 +13,8 @@ from typing import Any
 
 from assay.candidate import read_candidate
 from assay.checkpoint import read_json
-from assay.dataset import read_dataset
+from assay.dataset import METRICS, read_dataset
 from assay.errors import InputError, refuse_unknown_keys
-from assay.metrics import METRICS
 from assay.policy import read_toml
 from assay.statistics import CONFIDENCE, judge_share, lower_bound, paired_p
 from rich.console import Console

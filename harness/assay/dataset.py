@@ -20,6 +20,7 @@ from assay.policy import read_toml
 from assay.step import digest_files
 
 SPLITS = ("train", "eval")
+METRICS = ("coverage", "format", "refusal")
 _GREEK = {
     "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε", "eta": "η", "theta": "θ",
     "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ",
@@ -177,6 +178,13 @@ def read_dataset(folder: Path) -> Dataset:
             refuse_unknown_keys(f"{path} [tasks.{name}.samples]", task["samples"], ["original", "added", "eval"])
             refuse_unknown_keys(f"{path} [tasks.{name}.headings]", task["headings"], data["languages"])
         refuse_unknown_keys(f"{path} [thresholds]", data["thresholds"], [*data["tasks"], "all"])
+        for name, wanted in data["thresholds"].items():
+            refuse_unknown_keys(f"{path} [thresholds] {name}", wanted, METRICS)
+            for metric, share in wanted.items():
+                if not 0 < share < 1:
+                    raise InputError(
+                        f"{path} [thresholds] {name}: {metric} = {share}; a share between 0 and 1 expected."
+                    )
         tasks = {name: Task(**task) for name, task in data.pop("tasks").items()}
         for name, task in tasks.items():
             if lacking := [language for language in data["languages"] if language not in task.headings]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from assay.answers import Kind
 from assay.bench import Bench
-from assay.dataset import Dataset, Sample
-from assay.metrics import METRICS, Score, by_task, score
+from assay.dataset import METRICS, Dataset, Sample
+from assay.metrics import Score, by_task, score
 from assay.statistics import Shown, judge_exceeds, judge_pairs, lower_bound, paired_p, samples_needed
 from assay.step import Step
 from assay.steps import Prompts

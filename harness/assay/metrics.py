@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from assay.answers import Kind, visible
-from assay.dataset import Dataset, Sample, headings, squeeze
+from assay.dataset import METRICS, Dataset, Sample, headings, squeeze
 from assay.statistics import judge_share, lower_bound
-
-METRICS = ("coverage", "format", "refusal")
 
 
 @dataclass(frozen=True, kw_only=True)

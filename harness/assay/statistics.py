@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from enum import StrEnum
 from functools import cache
-from itertools import count
 
 CONFIDENCE = 0.95
 """One-sided for bounds; a paired difference is noise at p ≥ 1 - CONFIDENCE."""
@@ -22,8 +22,11 @@ def lower_bound(successes: int, samples: int, confidence: float = CONFIDENCE) ->
 
 
 def samples_needed(threshold: float, misses: int = 0) -> int:
-    """The fewest samples that, with so many misses, show a share above the threshold."""
-    return next(n for n in count(misses + 1) if lower_bound(n - misses, n) > threshold)
+    """The fewest samples that, with so many misses, show a share above the threshold, which is below 1."""
+    enough = misses + 1
+    while not _exceeds(enough - misses, enough, threshold):
+        enough *= 2
+    return bisect_left(range(enough), True, lo=misses, key=lambda n: _exceeds(n - misses, n, threshold))
 
 
 def judge_share(successes: int, samples: int, threshold: float) -> str:

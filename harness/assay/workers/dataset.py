@@ -10,9 +10,9 @@ from typing import Any
 from assay import encoding
 from assay.answers import Kind
 from assay.checkpoint import chat_template, read_json
-from assay.dataset import SPLITS, Dataset, Flaw, Sample, read_dataset, similarity, squeeze
+from assay.dataset import METRICS, SPLITS, Dataset, Flaw, Sample, read_dataset, similarity, squeeze
 from assay.errors import InputError
-from assay.metrics import METRICS, score
+from assay.metrics import score
 from assay.workers import Work
 
 Splits = dict[str, list[Sample]]
