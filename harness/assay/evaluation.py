@@ -22,6 +22,8 @@ FIRST = 32
 MARGIN = 0.1
 """Share of the answers that a deployed form may make worse."""
 
+_SETTLED = (Shown.PASSED, Shown.FAILED)
+
 Form = Callable[[Prompts], Step]
 """A form of the candidate: prompts to the step that asks it, whose facts hold `answers`."""
 
@@ -144,12 +146,10 @@ def failures(facts: dict[str, Any]) -> list[str]:
 
 
 def unsettled(facts: dict[str, Any]) -> list[str]:
-    """The claims that the answers neither show nor refute, each with its figures and what it would take."""
-    return [
-        f"{_said(name, claim)}, {claim['needed']} needed"
-        for name, claim in facts["claims"].items()
-        if claim["shown"] not in (Shown.PASSED, Shown.FAILED)
-    ]
+    """The claims that the answers neither show nor refute, with figures and what it would take, the hardest first."""
+    open_ = [(name, claim) for name, claim in facts["claims"].items() if claim["shown"] not in _SETTLED]
+    open_.sort(key=lambda one: -one[1]["needed"] / max(1, one[1]["samples"]))
+    return [f"{_said(name, claim)}, {claim['needed']} needed" for name, claim in open_]
 
 
 def _claim(shown: Shown, right: int, asked: int, samples: int, threshold: float) -> dict[str, Any]:
