@@ -30,6 +30,7 @@ THINKING = """{%- if messages[0]['role'] != 'system' -%}
 {{- '<|im_start|>system\\nBe helpful.<|im_end|>\\n' -}}
 {%- endif -%}
 {%- for message in messages -%}
+{%- if not message['content'] -%}{{- raise_exception('nothing was said') -}}{%- endif -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
 {%- if message['role'] == 'assistant' and not loop.last -%}
 {{- message['content'].split('</think>')[-1].lstrip('\\n') -}}
@@ -46,7 +47,7 @@ THINKING = """{%- if messages[0]['role'] != 'system' -%}
 {%- if enable_thinking is defined and not enable_thinking -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
 {%- endif -%}
 """
-"""A template with a thinking switch that drops the thoughts of former turns."""
+"""A template with a thinking switch that drops the thoughts of former turns and refuses empty ones."""
 
 
 def write_model(folder: Path, config: Any, *, seed: int, template: str | None = None) -> Base:

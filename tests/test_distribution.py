@@ -16,7 +16,7 @@ from assay.bases import EMBEDDED, find_base
 from assay.distribution import Compared, loss_enters_at, share_lost, summarise
 from assay.errors import InputError
 from assay.toolchain import find_toolchain
-from assay.workers.distribution import Sequence, compared, gguf_logits
+from assay.workers.distribution import Sequence, compared, from_greedy, gguf_logits
 
 
 def sequence(name: str, kl: list[float], right: list[bool] | None = None, kind: str = "task") -> Compared:
@@ -94,6 +94,30 @@ def test_the_stage_that_adds_most_is_where_the_loss_enters() -> None:
     assert loss_enters_at({"nf4": 0.4}) is None
     runtimes = {"merged": 1e-4, "f16": 2e-4, "q4": 0.06, "llama_cli": 0.0601, "llama_cpp_python": 0.5}
     assert loss_enters_at(runtimes) == "llama_cpp_python"
+
+
+class Pieces:
+    """A tokenizer of five pieces."""
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [["Go", "od", "Good", "Bad", "!"][at] for at in ids]
+
+
+@pytest.mark.parametrize(
+    ("said", "gap", "off"),
+    [(4, 0.0, 0), (3, 1.5, 1), (0, 0.0, 0)],
+    ids=["its first choice", "another", "the same text, cut otherwise"],
+)
+def test_what_a_runtime_says_is_held_against_the_files_first_choice(said: int, gap: float, off: int) -> None:
+    import torch
+
+    first = {4: 4, 3: 4, 0: 2}[said]
+    rows = torch.zeros(2, 5)
+    rows[0, 1], rows[1, first], rows[1, said] = 9.0, 3.0, 3.0 if said == first else 0.0
+    one = Sequence(name="p", kind="answer", ids=[0, 1, said], scored=[0, 1])
+    told = from_greedy(lambda sequences: iter([rows]), [one], Pieces())
+    assert (told["nats_from_greedy"], told["tokens_not_greedy"]) == (gap, off)
+    assert (told["answers"], told["answer_tokens"]) == (1, 2)
 
 
 @pytest.fixture(scope="module")

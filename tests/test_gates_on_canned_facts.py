@@ -204,6 +204,7 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
         "tokens": {"strings": 20, "strings_tokenized_differently": []},
         "prompts": {
             "dialogs": 9,
+            "dialogs_refused_by_template": [],
             "prompts_rendered_differently": [],
             "prompts_tokenized_differently": [],
             "start_tokens_at_most": 1,
@@ -423,12 +424,13 @@ CASES: list[tuple[Callable[..., Any], str, str, object, str]] = [
     (test_parity.test_token_parity, "parity.prompts", "strings_tokenized_differently", ["'é'"], "1 of 20 strings"),
     (test_parity.test_prompt_parity, "parity.prompts", "prompts_rendered_differently", ["x"], "rendered otherwise"),
     (test_parity.test_prompt_parity, "parity.prompts", "prompts_tokenized_differently", ["x"], "other tokens"),
+    (test_parity.test_prompt_parity, "parity.prompts", "dialogs", 0, "the template refuses every dialog"),
     (test_parity.test_prompt_parity, "parity.prompts", "start_tokens_at_most", 2, "begins with 2 start tokens"),
     (
         test_parity.test_runtime_parity,
         "distribution.measure",
         "runtimes",
-        {"llama_cli": RUNTIME | {"tokens_not_greedy": 90, "nats_from_greedy": 0.4}},
+        {"llama_cpp_python": RUNTIME, "llama_cli": RUNTIME | {"tokens_not_greedy": 90, "nats_from_greedy": 0.4}},
         "llama_cli: 90 of 200 tokens are not the file's first choice, which is 0.4 nats a token likelier",
     ),
     (test_parity.test_q4_parity, "gguf.quantize", "tensors_beyond_noise", ["x Q4_K by 90%"], "x Q4_K by 90%"),
@@ -537,6 +539,7 @@ def test_thoughts_alone_fail_if_the_model_ended_there_and_cannot_be_judged_if_it
         ),
         (test_fidelity.test_q4_strength, "gguf.quantize", "adapter_relative_size", 0.0, "no plain LoRA"),
         (test_parity.test_gguf_parity, "gguf.convert", "layout_is_modelled", False, "is not known here"),
+        (test_parity.test_runtime_parity, "distribution.measure", "runtimes", {}, "every answer holds thoughts"),
     ],
 )
 def test_what_so_few_samples_cannot_show_is_inconclusive(

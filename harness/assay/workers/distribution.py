@@ -146,28 +146,29 @@ def measure(
         logits = gguf_logits(Toolchain(path=Path(toolchain)), file, longest)
         stage(name, logits, began)
         if name == "q4":
-            runtimes = {runtime: _from_greedy(logits, some, tokenizer) for runtime, some in said.items()}
+            runtimes = {runtime: from_greedy(logits, some, tokenizer) for runtime, some in said.items()}
     work.stage("runtimes", runtimes=runtimes)
     distances |= {name: distances["q4"] + facts["nats_from_greedy"] for name, facts in runtimes.items()}
     work.stage("waterfall", waterfall=distances, loss_enters_at=loss_enters_at(distances))
 
 
 def _said(tokenizer: Any, answers: list[dict[str, str]]) -> dict[str, list[Sequence]]:
-    """Each runtime's answers behind their prompts, in tokens."""
+    """Each runtime's answers behind their prompts, in tokens; none with thoughts, which llama-cli spells otherwise."""
     said: dict[str, list[Sequence]] = {}
     for one in answers:
         asked = tokenizer.apply_chat_template(
             [{"role": "user", "content": one["prompt"]}], add_generation_prompt=True, return_dict=False
         )
         answer = tokenizer(one["answer"], add_special_tokens=False)["input_ids"]
-        if answer:
+        thinks = "<think>" in one["answer"] or tokenizer.decode(asked).rstrip().endswith("<think>")
+        if answer and not thinks:
             scored = list(range(len(asked) - 1, len(asked) + len(answer) - 1))
             sequence = Sequence(name=one["name"], kind="answer", ids=[*asked, *answer], scored=scored)
             said.setdefault(one["runtime"], []).append(sequence)
     return said
 
 
-def _from_greedy(logits: Logits, said: list[Sequence], tokenizer: Any) -> dict[str, Any]:
+def from_greedy(logits: Logits, said: list[Sequence], tokenizer: Any) -> dict[str, Any]:
     """How far a runtime's greedy answers are from what the file itself puts first at each place.
 
     Nats a token: what the file's own choice is more likely by. Kernels for one token and for many break near ties

@@ -29,6 +29,7 @@ STRINGS = (
 
 def prompts(work: Work, *, adapter: str, merged: str, f16: str, toolchain: str) -> None:
     """What each of them makes of the same text, where they disagree."""
+    from jinja2.exceptions import TemplateError
     from transformers import AutoTokenizer
 
     tools, file = Toolchain(path=Path(toolchain)), Path(f16) / F16
@@ -47,13 +48,17 @@ def prompts(work: Work, *, adapter: str, merged: str, f16: str, toolchain: str) 
 
     render = file_template(llama, vocabulary)
     assert render is not None  # `convert_f16_ok` has compared it with the checkpoint's
-    rendered, tokens, starts = [], [], 0
+    refused, rendered, tokens, starts = [], [], [], 0
     # Some leave the start token to the tokenizer: whether there is one is seen in the ids.
     start = tokenizer.bos_token or ""
     dialogs = _dialogs(added, thinks="enable_thinking" in vocabulary.metadata["tokenizer.chat_template"])
     with llama_server(tools, file, log=work.folder / "server.txt") as server:
         for name, (dialog, switches) in dialogs.items():
-            text = tokenizer.apply_chat_template(dialog, add_generation_prompt=True, tokenize=False, **switches)
+            try:
+                text = tokenizer.apply_chat_template(dialog, add_generation_prompt=True, tokenize=False, **switches)
+            except TemplateError as problem:  # as some do of a system turn
+                refused.append(f"{name}: {problem}")
+                continue
             wanted = tokenizer.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False, **switches)
             theirs = render(messages=dialog, **switches)
             asked = {"messages": dialog, "chat_template_kwargs": switches}
@@ -78,7 +83,8 @@ def prompts(work: Work, *, adapter: str, merged: str, f16: str, toolchain: str) 
                     )
     work.stage(
         "prompts",
-        dialogs=len(dialogs),
+        dialogs=len(dialogs) - len(refused),
+        dialogs_refused_by_template=refused,
         prompts_rendered_differently=rendered,
         prompts_tokenized_differently=tokens,
         start_tokens_at_most=starts,
