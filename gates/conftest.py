@@ -14,7 +14,7 @@ from assay.plugin import use_gates
 from assay.steps import MeasureDistribution, Prompts
 from test_bnb import base_is_usable, test_base_quant_load, test_lora_mount
 from test_data import samples_encode, test_data_parse, training_is_known
-from test_fidelity import test_adapter_files
+from test_fidelity import EXACT, test_adapter_files
 from test_gguf import (
     test_convert_f16,
     test_llama_cli_smoke,
@@ -77,6 +77,7 @@ def distribution(
             for asked in _asked(prompts)
         ],
         max_tokens=1024,
+        clearly_exact=EXACT / 2,
         nf4=made("mounted") is not None,
         merged=made("merged"),
         f16=f16,

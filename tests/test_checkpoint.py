@@ -38,6 +38,13 @@ def test_values_that_are_not_finite_are_counted_over_chunks(tmp_path: Path) -> N
     assert all_finite_max(read_header(tmp_path / "a.safetensors")["w"], chunk=8) == (2, 7.0)
 
 
+def test_a_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        write_safetensors(tmp_path / "new.safetensors", {"w": np.full((2, 2), value)})
+        (tmp_path / "new.safetensors").replace(tmp_path / "a.safetensors")
+        assert read_header(tmp_path / "a.safetensors")["w"].float32().tolist() == [[value] * 2] * 2
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from assay import paths
 from assay.bases import EMBEDDED, find_base
-from assay.distribution import Compared, loss_enters_at, share_lost, summarise
+from assay.distribution import Compared, compare_until_clear, loss_enters_at, share_lost, summarise
 from assay.errors import InputError
 from assay.toolchain import find_toolchain
 from assay.workers.distribution import Sequence, compared, from_greedy, gguf_logits
@@ -54,6 +54,21 @@ def test_a_padded_vocabulary_is_compared_without_its_padding() -> None:
     one = Sequence(name="s", kind="text", ids=[0, 1], scored=[0])
     reference = torch.log_softmax(torch.tensor([[1.0, 2.0, -30.0]]), dim=-1)
     assert compared(one, reference, torch.tensor([[1.0, 2.0]])).kl[0] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("kl", "compared"), [(1e-5, [[9, 5, 1]]), (0.2, [[9, 5, 1], [0, 2, 3, 4, 6, 7, 8]])])
+def test_what_is_clearly_exact_after_a_few_sequences_is_not_fed_the_others(
+    kl: float, compared: list[list[int]]
+) -> None:
+    asked: list[list[int]] = []
+
+    def compare(places: list[int]) -> list[Compared]:
+        asked.append(places)
+        return [sequence(str(at), [kl] * 5) for at in places]
+
+    told = compare_until_clear(compare, list(range(10)), 5e-4)
+    assert asked == compared
+    assert [one.name for one in told] == [str(at) for part in compared for at in part]
 
 
 def test_a_summary_counts_tokens_and_draws_sequences() -> None:

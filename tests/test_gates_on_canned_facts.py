@@ -165,6 +165,7 @@ HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
     },
     "gguf.convert": {
         "compare": {
+            "header_sha256": "0",
             "architecture": "llama",
             "layout_is_modelled": True,
             "tensors_with_other_values": [],
@@ -240,6 +241,7 @@ DISTRIBUTION = MeasureDistribution(
     probes=[],
     answers=[],
     max_tokens=9,
+    clearly_exact=1e-4,
     nf4=True,
     merged=None,
     f16=None,

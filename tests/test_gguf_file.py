@@ -18,9 +18,10 @@ from assay.checkpoint import read_folder, read_json
 from assay.gguf_file import different_metadata, open_weights, quantization_noise, unequal_tensors
 from assay.steps import ConvertF16, Merge, QuantizeQ4
 from assay.store import Artifact, Store
-from assay.toolchain import find_toolchain
+from assay.toolchain import Toolchain, find_toolchain
 from assay.workers import Work
 from assay.workers.gguf import F16, Q4
+from assay.workers.llama import dequantizer
 from assay.workers.parity import prompts
 
 from tests.samples import SMALL, THINKING, write_adapter, write_model
@@ -69,7 +70,7 @@ def differences(made: dict[str, Artifact], edit: Callable[[Any], None], tmp_path
     edit(writable)
     writable.data.flush()
     reader, source = gguf.GGUFReader(str(file)), read_folder(checkpoint)
-    weights = open_weights(gguf, reader, list(source), read_json(checkpoint / "config.json"))
+    weights = open_weights(gguf, reader, list(source), read_json(checkpoint / "config.json"), gguf.quants.dequantize)
     return unequal_tensors(weights, source, map) + different_metadata(reader, checkpoint, 49152)
 
 
@@ -126,8 +127,27 @@ def test_a_damaged_tensor_stands_out_from_the_noise_of_quantization(made: dict[s
     before, after = (
         {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors} for path in (made["f16"].file(F16), file)
     )
-    noise = quantization_noise(gguf, before, after, map)
+    noise = quantization_noise(gguf.quants.dequantize, before, after, map)
     assert [one.split()[0] for one in noise.beyond] == ["blk.0.attn_output.weight"]
+
+
+def test_ggml_and_gguf_py_dequantize_to_the_same_bits(made: dict[str, Artifact]) -> None:
+    fast = dequantizer(gguf, find_toolchain())
+    assert fast is not gguf.quants.dequantize
+    tensors = [tensor for tensor in gguf.GGUFReader(str(made["q4"].file(Q4))).tensors if len(tensor.shape) == 2]
+    assert {tensor.tensor_type.name for tensor in tensors} == {"Q4_K", "Q6_K"}
+    packed = [(tensor.data, tensor.tensor_type) for tensor in tensors]
+    values = np.random.default_rng(0).standard_normal((8, 256), dtype=np.float32)
+    for name in ("Q8_0", "Q5_0", "Q4_1", "BF16", "F16", "F32"):
+        kind = gguf.GGMLQuantizationType[name]
+        packed.append((gguf.quants.quantize(values, kind), kind))
+    for data, kind in packed:
+        assert np.array_equal(fast(data, kind), gguf.quants.dequantize(data, kind)), kind.name
+
+
+def test_without_ggmls_own_library_gguf_py_dequantizes(tmp_path: Path) -> None:
+    (tmp_path / "toolchain.json").write_text('{"bin": "bin"}')
+    assert dequantizer(gguf, Toolchain(path=tmp_path)) == gguf.quants.dequantize
 
 
 def compared_prompts(made: dict[str, Artifact], edit: Callable[[Any], None], tmp_path: Path) -> dict[str, Any]:
@@ -137,8 +157,8 @@ def compared_prompts(made: dict[str, Artifact], edit: Callable[[Any], None], tmp
     edit(writable)
     writable.data.flush()
     (tmp_path / "work").mkdir()
-    work, tools = Work(tmp_path / "work"), str(find_toolchain().path)
-    prompts(work, adapter="style", merged=str(made["merged"].path), f16=str(tmp_path), toolchain=tools)
+    work, checkpoint = Work(tmp_path / "work"), str(made["merged"].file("checkpoint"))
+    prompts(work, tokenizer=checkpoint, f16=str(tmp_path), toolchain=str(find_toolchain().path))
     return {name: fact for facts in work.stages.values() for name, fact in facts.items()}
 
 

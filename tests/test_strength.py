@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from assay.bases import Base
 from assay.bench import Bench
 from assay.candidate import read_candidate
-from assay.checkpoint import read_folder
+from assay.checkpoint import read_folder, read_json
 from assay.cli import main
+from assay.gguf_file import open_weights
 from assay.lora import read_lora
 from assay.steps import ConvertF16, Merge, QuantizeQ4
 from assay.store import Store
@@ -140,7 +143,7 @@ def test_files_that_cannot_be_read_are_named(base: Base, adapters: dict[str, Pat
     assert main([*given, str(tmp_path / "other.safetensors")]) == 3
 
 
-def test_a_trained_adapter_is_found_in_a_true_q4_k_m_and_the_other_one_is_not(
+def test_a_trained_adapter_is_found_in_a_true_q4_k_m_at_its_strength_and_the_other_one_is_not(
     base: Base, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Trained on the shipped data, by the real tools: two adapters from one start, which resemble each other."""
@@ -158,3 +161,22 @@ def test_a_trained_adapter_is_found_in_a_true_q4_k_m_and_the_other_one_is_not(
         told = json.loads(capsys.readouterr().out)["adapters"]
         assert told["style"]["strength"] == pytest.approx(1, abs=0.05), file
         assert told["writing"]["strength"] == pytest.approx(0, abs=0.05), file
+    lora = read_lora(style.path, base.tensors)
+    for k, name in ((0, "absent"), (0.5, "half"), (2, "doubled"), (-1, "flipped")):
+        file = tmp_path / f"{name}.gguf"
+        shutil.copyfile(f16.file(F16), file)
+        writable = gguf.GGUFReader(str(file), "r+")
+        held = open_weights(
+            gguf, writable, list(base.tensors), read_json(base.path / "config.json"), np.asarray
+        ).tensors
+        for weight, low in lora.changes.items():
+            left, right = low.factors()
+            held[weight].data[:] = base.tensors[weight].float32() + np.float32(k * low.scale) * (left @ right)
+        writable.data.flush()
+        quantized = tmp_path / f"{name}-q4_k_m.gguf"
+        command = [str(tools.bin / "llama-quantize"), str(file), str(quantized), "Q4_K_M"]
+        subprocess.run(command, check=True, capture_output=True)
+        assert main(["strength", *given, str(quantized), "--json"]) == 1
+        told = json.loads(capsys.readouterr().out)["adapters"]
+        assert (told["style"]["is"], told["writing"]["is"]) == (name, "absent")
+        assert told["style"]["strength"] == pytest.approx(k, abs=0.05 * max(1, abs(k)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ class Tensor:
         """Its bytes, mapped and not read."""
         if not self.nbytes:
             return np.empty(0, dtype=np.uint8)
-        return np.memmap(self.file, dtype=np.uint8, mode="r", offset=self.begin, shape=(self.nbytes,))
+        stat = self.file.stat()
+        whole = _mapped(self.file, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        return whole[self.begin : self.begin + self.nbytes]
 
     def bits(self, rows: slice = slice(None)) -> NDArray[Any]:
         """Its values as the unsigned integers that store them, mapped and not read. F64 and integers are not asked."""
@@ -54,6 +57,16 @@ class Tensor:
         if self.dtype == "BF16":
             return (values.astype(np.uint32) << 16).view(np.float32)
         return values.astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _mapped(file: Path, inode: int, size: int, mtime_ns: int) -> NDArray[np.uint8]:
+    """A whole file, mapped once: tensors are read in thousands of parts, and mapping one costs as much as reading it.
+
+    Args:
+        inode, size, mtime_ns: so that a file written anew is mapped anew.
+    """
+    return np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
 
 
 def read_header(file: Path) -> dict[str, Tensor]:

@@ -43,6 +43,14 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of an artifact, as its digest covers it: what looks at nothing else is made once for all that share it."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadShapes(Step):
     """Build the model without its weights, and list what it would hold."""
 
@@ -224,6 +232,8 @@ class MeasureDistribution(Step):
     """What the runtimes said: each has a `runtime`, a `name`, a `prompt` and an `answer`."""
     max_tokens: int
     """A longer probe is cut."""
+    clearly_exact: float
+    """Nats. A 16-bit form that is surely nearer to the reference after a part of the probes is not fed the rest."""
     nf4: bool
     merged: Artifact | None
     f16: Artifact | None
@@ -240,9 +250,10 @@ class ComparePrompts(Step):
     packages = ("transformers", "tokenizers", "jinja2", "numpy", "diskcache")
     deadline_seconds = 600.0
 
-    adapter: Adapter
-    merged: Artifact
-    f16: Artifact
+    tokenizer: Part
+    """The checkpoint's files beside its weights."""
+    f16: Part
+    """The F16 GGUF up to its weights."""
     toolchain: Toolchain
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from assay.distribution import Compared, loss_enters_at, share_lost, summarise
+from assay.distribution import Compared, compare_until_clear, loss_enters_at, share_lost, summarise
 from assay.encoding import IGNORED, encode
 from assay.toolchain import Toolchain
 from assay.workers import Work
@@ -30,9 +30,11 @@ ANSWER = 48
 SPEED = 24
 """Tokens generated to measure the speed of decoding."""
 BATCH = 2048
-"""Tokens that a transformers model is fed at a time."""
-ROWS = 256
-"""Positions whose whole distributions are compared at a time."""
+"""Tokens that a model in 4 bits, or on a GPU, is fed at a time: it dequantizes each layer once a forward."""
+DENSE_BATCH = 512
+"""The same of a dense model on a processor, which is no faster for more of them and computes their padding too."""
+ROWS = 16
+"""Positions whose whole distributions are compared at a time: as many as stay in the processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,7 @@ def measure(
     probes: list[dict[str, str]],
     answers: list[dict[str, str]],
     max_tokens: int,
+    clearly_exact: float,
     nf4: bool,
     merged: str | None,
     f16: str | None,
@@ -71,7 +74,8 @@ def measure(
 ) -> None:
     """One stage a form: its distances from the reference, and how much of the fine-tune they cost.
 
-    A form that there is none of leaves a stage without facts.
+    A form that there is none of leaves a stage without facts. The 16-bit forms, `merged` and `f16`, are fed a part of
+    the sequences first, and the others only where the distance is not below `clearly_exact` for certain.
     """
     import torch
     from peft import PeftModel
@@ -108,9 +112,14 @@ def measure(
     del model, network
     gc.collect()
 
-    def stage(name: str, logits: Logits, began: float) -> None:
-        compared = _compare(logits, sequences, expected)
-        kept = share_lost([one for one in compared if one.kind == "task"], untrained) if untrained else {}
+    def stage(name: str, logits: Logits, began: float, *, exact: bool = False) -> None:
+        def compare(places: list[int]) -> list[Compared]:
+            return _compare(logits, [sequences[at] for at in places], [expected[at] for at in places])
+
+        everything = list(range(len(sequences)))
+        compared = compare_until_clear(compare, everything, clearly_exact) if exact else compare(everything)
+        answers = [one for one in compared if one.kind == "task"]
+        kept = share_lost(answers, untrained) if answers else {}
         summary = summarise(compared)
         distances[name] = summary["kl_mean"]
         work.stage(name, **summary, **kept, seconds=round(time.monotonic() - began, 3))
@@ -120,7 +129,7 @@ def measure(
     else:
         began = time.monotonic()
         network, _, device = load_reference(str(Path(merged) / "checkpoint"))
-        stage("merged", _forward(network, device), began)
+        stage("merged", _forward(network, device), began, exact=True)
         del network
         gc.collect()
     if not nf4:
@@ -131,7 +140,7 @@ def measure(
         network, _, device = load_nf4(base, full_dtype())
         model = PeftModel.from_pretrained(network, adapter)
         model.eval()
-        stage("nf4", _forward(model, device), began)
+        stage("nf4", _forward(model, device, BATCH), began)
         del model, network
         gc.collect()
     said = _said(tokenizer, answers)
@@ -144,7 +153,7 @@ def measure(
         assert toolchain is not None  # a GGUF was made by one
         began = time.monotonic()
         logits = gguf_logits(Toolchain(path=Path(toolchain)), file, longest)
-        stage(name, logits, began)
+        stage(name, logits, began, exact=name == "f16")
         if name == "q4":
             runtimes = {runtime: from_greedy(logits, some, tokenizer) for runtime, some in said.items()}
     work.stage("runtimes", runtimes=runtimes)
@@ -256,12 +265,14 @@ def _speed(model: Any, tokenizer: Any, device: str, probes: list[dict[str, str]]
     }
 
 
-def _forward(model: Any, device: str) -> Logits:
-    """Several sequences at a time, padded behind: a 4-bit base dequantizes each layer once a forward."""
+def _forward(model: Any, device: str, tokens: int | None = None) -> Logits:
+    """Several sequences at a time, so many tokens with their padding behind."""
     import torch
 
+    tokens = tokens or (DENSE_BATCH if device == "cpu" else BATCH)
+
     def logits(sequences: list[Sequence]) -> Iterator[Any]:
-        for batch in _batches(sequences):
+        for batch in _batches(sequences, tokens):
             longest = max(len(one.ids) for one in batch)
             ids = torch.zeros(len(batch), longest, dtype=torch.long)
             mask = torch.zeros_like(ids)
@@ -282,12 +293,12 @@ def _forward(model: Any, device: str) -> Logits:
     return logits
 
 
-def _batches(sequences: list[Sequence]) -> Iterator[list[Sequence]]:
-    """Neighbours, as many as fit into BATCH tokens with their padding."""
+def _batches(sequences: list[Sequence], tokens: int) -> Iterator[list[Sequence]]:
+    """Neighbours, as many as fit into so many tokens with their padding."""
     batch: list[Sequence] = []
     for one in sequences:
         longest = max(len(other.ids) for other in [*batch, one])
-        if batch and longest * (len(batch) + 1) > BATCH:
+        if batch and longest * (len(batch) + 1) > tokens:
             yield batch
             batch = []
         batch.append(one)
@@ -312,6 +323,7 @@ def gguf_logits(tools: Toolchain, file: Path, longest: int) -> Logits:
         n_threads=threads,
         n_threads_batch=threads,
         n_gpu_layers=-1,
+        flash_attn=True,  # as llama-cli and llama-perplexity do where it can be; the binding's default is without
         verbose=True,
     )
     words = model.n_vocab()

@@ -17,6 +17,7 @@ from assay.gguf_file import (
     MODELLED,
     Weights,
     different_metadata,
+    open_reader,
     open_weights,
     quantization_noise,
     unequal_tensors,
@@ -25,7 +26,7 @@ from assay.lora import read_lora
 from assay.model_files import end_token_id
 from assay.toolchain import Toolchain
 from assay.workers import Work, call
-from assay.workers.llama import gguf_facts, import_gguf, import_llama_cpp
+from assay.workers.llama import dequantizer, gguf_facts, import_gguf, import_llama_cpp
 
 F16, Q4 = "model-f16.gguf", "model-q4_k_m.gguf"
 
@@ -48,12 +49,12 @@ def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str)
     work.stage("convert", convert_seconds=round(time.monotonic() - started, 3))
 
     gguf = import_gguf(tools)
-    reader = gguf.GGUFReader(str(out))
+    reader = open_reader(gguf, out)
     facts = gguf_facts(gguf, reader, out)
     template = facts.pop("chat_template")
     started = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        weights, compared = _compare_tensors(gguf, reader, checkpoint, pool)
+        weights, compared = _compare_tensors(gguf, reader, checkpoint, dequantizer(gguf, tools), pool)
     if compared["layout_is_modelled"] and not compared["tensors_missing"]:
         compared |= _strength(Path(base), Path(adapter), weights)
     compared["compare_seconds"] = round(time.monotonic() - started, 3)
@@ -81,21 +82,18 @@ def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str)
 
 
 def _compare_tensors(
-    gguf: Any, reader: Any, checkpoint: Path, pool: ThreadPoolExecutor
+    gguf: Any, reader: Any, checkpoint: Path, dequantize: Any, pool: ThreadPoolExecutor
 ) -> tuple[Weights, dict[str, Any]]:
     """Which tensors of the checkpoint the GGUF lacks or holds with other values, by the converter's table of names."""
     source = read_folder(checkpoint)
-    weights = open_weights(gguf, reader, list(source), read_json(checkpoint / "config.json"))
+    weights = open_weights(gguf, reader, list(source), read_json(checkpoint / "config.json"), dequantize)
     held = {tensor.name: tensor for tensor in reader.tensors}
     lacking = [
         name for name, tensor in weights.tensors.items() if int(tensor.n_elements) != int(np.prod(source[name].shape))
     ]
     extra = set(held) - {tensor.name for name, tensor in weights.tensors.items() if name not in lacking}
-    not_finite = [
-        name
-        for name, tensor in held.items()
-        if tensor.tensor_type.name in ("F16", "F32") and not np.isfinite(tensor.data).all()
-    ]
+    floats = [tensor for tensor in held.values() if tensor.tensor_type.name in ("F16", "F32")]
+    finite = pool.map(lambda tensor: bool(np.isfinite(tensor.data).all()), floats)
     modelled = weights.architecture in MODELLED
     rows = next((tensor.shape[0] for name, tensor in source.items() if name.endswith("embed_tokens.weight")), 0)
     return weights, {
@@ -104,7 +102,7 @@ def _compare_tensors(
         "tensors_unmapped": sorted(set(source) - set(weights.tensors)),
         "tensors_extra": sorted(extra),
         "parameters_computed": sum(int(held[name].n_elements) for name in extra if name.startswith(COMPUTED)),
-        "tensors_not_finite": not_finite,
+        "tensors_not_finite": [tensor.name for tensor, fine in zip(floats, finite, strict=True) if not fine],
         "layout_is_modelled": modelled,
         "tensors_with_other_values": unequal_tensors(weights, source, pool.map) if modelled and not lacking else [],
         "metadata_that_differs": different_metadata(reader, checkpoint, rows),
@@ -130,10 +128,11 @@ def quantize(work: Work, *, adapter: str, base: str, f16: str, toolchain: str) -
     work.stage("quantize", quantize_seconds=round(time.monotonic() - started, 3))
 
     gguf = import_gguf(tools)
-    reader = gguf.GGUFReader(str(out))
+    dequantize = dequantizer(gguf, tools)
+    reader = open_reader(gguf, out)
     facts = gguf_facts(gguf, reader, out)
     del facts["chat_template"]
-    before = {tensor.name: tensor for tensor in gguf.GGUFReader(str(source)).tensors}
+    before = {tensor.name: tensor for tensor in open_reader(gguf, source).tensors}
     after = {tensor.name: tensor for tensor in reader.tensors}
     changed = [name for name in before if name in after and list(before[name].shape) != list(after[name].shape)]
     forced: list[str] = []
@@ -150,8 +149,10 @@ def quantize(work: Work, *, adapter: str, base: str, f16: str, toolchain: str) -
             unforced_weights += int(tensor.n_elements) if fits else 0
     started = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        noise = quantization_noise(gguf, before, {name: after[name] for name in after if name not in changed}, pool.map)
-    weights = open_weights(gguf, reader, list(read_folder(Path(base))), read_json(Path(base) / "config.json"))
+        kept = {name: after[name] for name in after if name not in changed}
+        noise = quantization_noise(dequantize, before, kept, pool.map)
+    names, config = list(read_folder(Path(base))), read_json(Path(base) / "config.json")
+    weights = open_weights(gguf, reader, names, config, dequantize)
     measured = _strength(Path(base), Path(adapter), weights) if weights.architecture in MODELLED and not changed else {}
     work.stage(
         "inspect",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import http.client
 import json
 import os
@@ -12,10 +14,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from assay import execution
 from assay.toolchain import Toolchain
@@ -40,6 +44,44 @@ def import_llama_cpp(toolchain: Toolchain) -> Any:
     import llama_cpp
 
     return llama_cpp
+
+
+class _Traits(ctypes.Structure):
+    """`ggml_type_traits`, as ggml.h has it."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+def dequantizer(gguf: Any, toolchain: Toolchain) -> Callable[[Any, Any], Any]:
+    """A tensor's data and type to float32 values, by ggml's own routine, which is many times as fast as gguf-py's.
+
+    It is reached through a struct that a build from elsewhere may lay out otherwise: where its sizes are not those that
+    gguf-py knows of the type, gguf-py dequantizes.
+    """
+    try:
+        traits = ctypes.CDLL(str(toolchain.bin / "libggml-base.so")).ggml_get_type_traits
+    except (OSError, AttributeError):
+        return gguf.quants.dequantize  # type: ignore[no-any-return]
+    traits.restype, traits.argtypes = ctypes.POINTER(_Traits), (ctypes.c_int,)
+
+    def dequantize(data: np.ndarray[Any, Any], kind: Any) -> Any:
+        own, sizes = traits(int(kind)).contents, gguf.GGML_QUANT_SIZES[kind]
+        known = (own.blck_size, own.type_size) == sizes and (own.type_name or b"").decode().upper() == kind.name
+        if not (known and own.is_quantized and own.to_float):
+            return gguf.quants.dequantize(data, kind)
+        packed = np.ascontiguousarray(data)
+        values = np.empty((packed.shape[0], packed.nbytes // packed.shape[0] // sizes[1] * sizes[0]), dtype=np.float32)
+        own.to_float(packed.ctypes.data, values.ctypes.data, values.size)
+        return values
+
+    return dequantize
 
 
 def ask_llama_cli(
@@ -148,6 +190,8 @@ def file_template(llama: Any, model: Any) -> Any | None:
 def gguf_facts(gguf: Any, reader: Any, file: Path) -> dict[str, Any]:
     """A GGUF's tensors and the metadata that the gates judge. Opening a reader parses the whole vocabulary: once is
     enough."""
+    with file.open("rb") as stream:
+        header = hashlib.sha256(stream.read(reader.data_offset))
 
     def field(name: str) -> Any:
         entry = reader.get_field(name)
@@ -157,6 +201,7 @@ def gguf_facts(gguf: Any, reader: Any, file: Path) -> dict[str, Any]:
     bits = 8 * sum(int(tensor.n_bytes) for tensor in reader.tensors)
     return {
         "file_bytes": file.stat().st_size,
+        "header_sha256": header.hexdigest(),
         "tensors": len(reader.tensors),
         "parameters": weights,
         "bits_per_weight": round(bits / weights, 4),

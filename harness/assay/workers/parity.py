@@ -27,20 +27,20 @@ STRINGS = (
 """Scripts, emoji, combining marks, code, white space, numbers, markup."""
 
 
-def prompts(work: Work, *, adapter: str, merged: str, f16: str, toolchain: str) -> None:
+def prompts(work: Work, *, tokenizer: str, f16: str, toolchain: str) -> None:
     """What each of them makes of the same text, where they disagree."""
     from jinja2.exceptions import TemplateError
     from transformers import AutoTokenizer
 
     tools, file = Toolchain(path=Path(toolchain)), Path(f16) / F16
-    tokenizer: Any = AutoTokenizer.from_pretrained(Path(merged) / "checkpoint", trust_remote_code=False)
+    encoder: Any = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     llama = import_llama_cpp(tools)
     vocabulary = llama.Llama(str(file), vocab_only=True, verbose=False)
-    added = [str(token) for token in tokenizer.get_added_vocab()]
+    added = [str(token) for token in encoder.get_added_vocab()]
     strings = [*STRINGS, *added, *(f"a{token}b" for token in added)]
     differ = []
     for text in strings:
-        wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
+        wanted = encoder(text, add_special_tokens=False)["input_ids"]
         seen = vocabulary.tokenize(text.encode(), add_bos=False, special=True)
         if seen != wanted:
             differ.append(f"{text!r}: transformers {wanted[:12]}, llama.cpp {seen[:12]}")
@@ -50,16 +50,16 @@ def prompts(work: Work, *, adapter: str, merged: str, f16: str, toolchain: str) 
     assert render is not None  # `convert_f16_ok` has compared it with the checkpoint's
     refused, rendered, tokens, starts = [], [], [], 0
     # Some leave the start token to the tokenizer: whether there is one is seen in the ids.
-    start = tokenizer.bos_token or ""
+    start = encoder.bos_token or ""
     dialogs = _dialogs(added, thinks="enable_thinking" in vocabulary.metadata["tokenizer.chat_template"])
     with llama_server(tools, file, log=work.folder / "server.txt") as server:
         for name, (dialog, switches) in dialogs.items():
             try:
-                text = tokenizer.apply_chat_template(dialog, add_generation_prompt=True, tokenize=False, **switches)
+                text = encoder.apply_chat_template(dialog, add_generation_prompt=True, tokenize=False, **switches)
             except TemplateError as problem:  # as some do of a system turn
                 refused.append(f"{name}: {problem}")
                 continue
-            wanted = tokenizer.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False, **switches)
+            wanted = encoder.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False, **switches)
             theirs = render(messages=dialog, **switches)
             asked = {"messages": dialog, "chat_template_kwargs": switches}
             ours = server.post("/apply-template", asked)["prompt"]
