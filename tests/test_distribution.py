@@ -16,7 +16,7 @@ from assay.bases import EMBEDDED, find_base
 from assay.distribution import Compared, compare_until_clear, loss_enters_at, share_lost, summarise
 from assay.errors import InputError
 from assay.toolchain import find_toolchain
-from assay.workers.distribution import Sequence, compared, from_greedy, gguf_logits
+from assay.workers.distribution import Sequence, compared, from_greedy, gguf_logits, within
 
 
 def sequence(name: str, kl: list[float], right: list[bool] | None = None, kind: str = "task") -> Compared:
@@ -54,6 +54,18 @@ def test_a_padded_vocabulary_is_compared_without_its_padding() -> None:
     one = Sequence(name="s", kind="text", ids=[0, 1], scored=[0])
     reference = torch.log_softmax(torch.tensor([[1.0, 2.0, -30.0]]), dim=-1)
     assert compared(one, reference, torch.tensor([[1.0, 2.0]])).kl[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_of_many_answers_as_many_are_measured_as_memory_holds_and_every_text() -> None:
+    def made(kind: str, count: int) -> list[Sequence]:
+        return [Sequence(name=f"{kind} {at}", kind=kind, ids=[0] * 11, scored=list(range(10))) for at in range(count)]
+
+    few, many = made("task", 9), made("task", 1000)
+    assert within(few + made("text", 2), 200) == made("text", 2) + few
+    kept = within(many + made("text", 2), 200)
+    assert [one.name for one in kept] == ["text 0", "text 1", *(f"task {at}" for at in range(0, 1000, 56))]
+    assert sum(len(one.scored) for one in kept) <= 200
+    assert within(made("text", 3), 10) == made("text", 3)
 
 
 @pytest.mark.parametrize(("kl", "compared"), [(1e-5, [[9, 5, 1]]), (0.2, [[9, 5, 1], [0, 2, 3, 4, 6, 7, 8]])])

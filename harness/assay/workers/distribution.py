@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ BATCH = 2048
 """Tokens that a model in 4 bits, or on a GPU, is fed at a time: it dequantizes each layer once a forward."""
 DENSE_BATCH = 512
 """The same of a dense model on a processor, which is no faster for more of them and computes their padding too."""
+KEPT = 6000
+"""Positions whose whole distributions of the reference are held in memory: 3.6 GB with 150,000 words."""
 ROWS = 16
 """Positions whose whole distributions are compared at a time: as many as stay in the processor's cache."""
 
@@ -224,7 +227,15 @@ def _sequences(
         scored = [at - 1 for at, label in enumerate(labels) if label != IGNORED]
         made.append(Sequence(name=name, kind="task", ids=ids, scored=scored))
     # Neighbours are padded to the longer one of them.
-    return sorted((one for one in made if one.scored), key=lambda one: len(one.ids))
+    return sorted(within([one for one in made if one.scored], KEPT), key=lambda one: len(one.ids))
+
+
+def within(sequences: list[Sequence], positions: int) -> list[Sequence]:
+    """Every text, and of the answers as many, evenly drawn, as so many scored positions leave room for."""
+    texts = [one for one in sequences if one.kind == "text"]
+    answers = [one for one in sequences if one.kind == "task"]
+    room = max(1, positions - sum(len(one.scored) for one in texts))
+    return texts + answers[:: math.ceil(sum(len(one.scored) for one in answers) / room) or 1]
 
 
 def _answered(model: Any, tokenizer: Any, device: str, prompt: str) -> tuple[int, list[int]]:
