@@ -55,6 +55,7 @@ def distribution(
     sound_adapter: Adapter,
     prompts: Prompts,
     probes: Prompts,
+    scored_tokens: int,
 ) -> MeasureDistribution:
     """One measurement of every form that got there: a form that did not is its own gates' matter."""
 
@@ -77,6 +78,7 @@ def distribution(
             for asked in _asked(prompts)
         ],
         max_tokens=1024,
+        scored_tokens=scored_tokens,
         clearly_exact=EXACT / 2,
         nf4=made("mounted") is not None,
         merged=made("merged"),

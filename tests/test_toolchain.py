@@ -36,10 +36,10 @@ def test_no_compiler_is_one_sentence_before_anything_is_downloaded(
 
 
 def test_the_build_is_named_by_pin_flags_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = toolchain._home(toolchain._flags(cuda=False))
-    assert toolchain._home(toolchain._flags(cuda=True)) != here
+    here = toolchain.home(toolchain._flags(cuda=False))
+    assert toolchain.home(toolchain._flags(cuda=True)) != here
     monkeypatch.setattr("assay.machine.cpu_flags", lambda: ["sse2"])
-    assert toolchain._home(toolchain._flags(cuda=False)) != here
+    assert toolchain.home(toolchain._flags(cuda=False)) != here
 
 
 @pytest.mark.parametrize("there", [[], ["build/bin/llama-quantize"]])

@@ -127,13 +127,7 @@ class Bench:
         started = time.monotonic()
         write_json(part / "step.json", {"worker": step.worker, "stages": step.stages, "arguments": step.arguments()})
         deadline = min(step.deadline_seconds, self.deadline_seconds)
-        finished = execution.run(
-            [sys.executable, "-m", "assay.workers", str(part), str(os.getpid())],
-            cwd=part,
-            log=part / "log.txt",
-            deadline_seconds=deadline,
-            env=_worker_env(),
-        )
+        finished = self.work(part, deadline)
         self.say(f"{step.title}: {time.monotonic() - started:.1f} s")
         stages = _read(part / "stages.json") or {}
         made: dict[str, Any] = {
@@ -167,6 +161,16 @@ class Bench:
         self._fail(step, logs, part, told, made)
         return None
 
+    def work(self, part: Path, deadline_seconds: float) -> execution.Finished:
+        """Run the worker that `part/step.json` describes, in a process of its own."""
+        return execution.run(
+            [sys.executable, "-m", "assay.workers", str(part), str(os.getpid())],
+            cwd=part,
+            log=part / "log.txt",
+            deadline_seconds=deadline_seconds,
+            env=worker_env(),
+        )
+
     def _fail(
         self, step: Step, logs: Path, part: Path, told: dict[str, Any], made: dict[str, Any] | None = None
     ) -> None:
@@ -194,7 +198,7 @@ def _why(exit_code: int) -> str:
     return known.get(exit_code, "")
 
 
-def _worker_env() -> dict[str, str]:
+def worker_env() -> dict[str, str]:
     """The user's environment, less what would make a step fetch, ask or phone home behind the record's back."""
     # LLAMA_ARG_* sets llama.cpp's options: it would change results that the digest knows nothing of.
     own = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}

@@ -1,5 +1,7 @@
 """Runs one child process: closed stdin, a deadline, a capped log, its own process group, which is killed whole.
 
+A child is a program, or a fork of this process: whoever runs the same libraries many times imports them once.
+
 It does not restrict what the child may read or write, and a child that leaves its process group is not followed.
 """
 
@@ -9,9 +11,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
+import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -51,39 +56,73 @@ def run(
     Raises:
         OSError: the program cannot be started.
     """
+    child = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=own_group,
+    )
+    assert child.stdout is not None
+    finished = _attend(child.pid, child.stdout, log, deadline_seconds, own_group)
+    child.returncode = finished.exit_code
+    return finished
+
+
+def fork(work: Callable[[], int], *, cwd: Path, log: Path, deadline_seconds: float) -> Finished:
+    """Run `work` in a fork of this process, under the same rules. What it returns is the exit code.
+
+    A process that has computed with torch must not fork: its threads would be missing in the child.
+    """
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writes)
+        return _attend(child, os.fdopen(reads, "rb", buffering=0), log, deadline_seconds, own_group=True)
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(cwd)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(writes, 1)
+        os.dup2(writes, 2)
+        # Whatever captured the parent's output (pytest) is not the child's.
+        sys.stdout, sys.stderr = (os.fdopen(at, "w", buffering=1, closefd=False) for at in (1, 2))
+        code = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _attend(child: int, output: IO[bytes], log: Path, deadline_seconds: float, own_group: bool) -> Finished:
+    """Log what the child writes until it has ended, or end it."""
     started = time.monotonic()
     # Unbuffered: a buffer that a full disk refused would raise again when the file is closed.
     with log.open("ab", buffering=0) as file:
-        child = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=own_group,
-        )
-        assert child.stdout is not None
-        reader = threading.Thread(target=_copy_capped, args=(child.stdout, file), daemon=True)
+        reader = threading.Thread(target=_copy_capped, args=(output, file), daemon=True)
         reader.start()
         timed_out = False
         try:
             while True:
-                pid, wait_status, usage = os.wait4(child.pid, os.WNOHANG)
+                pid, wait_status, usage = os.wait4(child, os.WNOHANG)
                 if pid:
                     break
                 if not timed_out and time.monotonic() - started > deadline_seconds:
                     timed_out = True
-                    _kill(child.pid, own_group)
+                    _kill(child, own_group)
                 time.sleep(_POLL_SECONDS)
-            child.returncode = os.waitstatus_to_exitcode(wait_status)
         finally:
             # Also what a finished child left running: a step owns nothing once it has ended.
-            _kill(child.pid, own_group)
+            _kill(child, own_group)
             reader.join(timeout=5)
-            child.stdout.close()
+            output.close()
     return Finished(
-        exit_code=child.returncode,
+        exit_code=os.waitstatus_to_exitcode(wait_status),
         timed_out=timed_out,
         seconds=time.monotonic() - started,
         peak_rss_bytes=usage.ru_maxrss * 1024,

@@ -35,6 +35,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--prompts", metavar="DIR", help="folder of *.txt prompts (default: prompts/ beside the gates)")
     group.addoption("--probes", metavar="DIR", help="folder of *.txt prose that distributions are measured on, too")
     group.addoption("--max-new-tokens", metavar="N", type=int, default=64, help="length of the answers (default: 64)")
+    group.addoption(
+        "--scored-tokens",
+        metavar="N",
+        type=int,
+        default=6000,
+        help="positions at which distributions are compared, at most (default: 6000, whose distributions take 3.6 GB with 150,000 words)",
+    )
     group.addoption("--fresh", action="store_true", help="reuse no result of an earlier run")
     group.addoption(
         "--deadline", metavar="SECONDS", type=float, default=float("inf"), help="caps every step's deadline"
@@ -156,6 +163,12 @@ def prompts(request: pytest.FixtureRequest) -> Prompts:
 def probes(request: pytest.FixtureRequest) -> Prompts:
     """General prose that every form is fed, beside the task's own answers."""
     return request.config.stash[SESSION].probes
+
+
+@pytest.fixture
+def scored_tokens(request: pytest.FixtureRequest) -> int:
+    """At how many positions distributions are compared, at most."""
+    return int(request.config.getoption("--scored-tokens"))
 
 
 @pytest.fixture

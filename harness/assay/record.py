@@ -82,6 +82,21 @@ class StepUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A cause that the evidence names, from `gates/causes.toml`."""
+
+    id: str
+    cause: str
+    fix: str
+    """A command or a setting to paste."""
+    link: str
+    affects: str
+    """The versions it happens in; empty if that is not known."""
+    evidence: tuple[str, ...]
+    """What was seen of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What happened to one gate: one line of `gates.jsonl`."""
 
@@ -91,6 +106,8 @@ class Outcome:
     reason: str = ""
     """For the person who must act: what was seen, what was wanted, likely cause, fix. Empty if the gate passed."""
     blocked_by: str | None = None
+    causes: tuple[Finding, ...] = ()
+    """What may have caused it, the likeliest first; empty if it passed, or if the cause is not known."""
     facts: dict[str, Any] = field(default_factory=dict)
     steps: tuple[StepUse, ...] = ()
     seconds: float = 0.0
@@ -107,6 +124,8 @@ class Outcome:
             raise ValueError(f"record version {data.get('version')!r}, this Assay reads {VERSION}")
         data["status"] = Status(data["status"])
         data["steps"] = tuple(StepUse(**step) for step in data["steps"])
+        found = data.get("causes", [])
+        data["causes"] = tuple(Finding(**{**one, "evidence": tuple(one["evidence"])}) for one in found)
         return cls(**data)
 
 

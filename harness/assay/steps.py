@@ -232,6 +232,8 @@ class MeasureDistribution(Step):
     """What the runtimes said: each has a `runtime`, a `name`, a `prompt` and an `answer`."""
     max_tokens: int
     """A longer probe is cut."""
+    scored_tokens: int
+    """Positions compared, at most: of the answers as many are drawn as the texts leave room for."""
     clearly_exact: float
     """Nats. A 16-bit form that is surely nearer to the reference after a part of the probes is not fed the rest."""
     nf4: bool

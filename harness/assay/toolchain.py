@@ -70,7 +70,8 @@ class Toolchain:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the programs, the libraries, the converter and the binding, as they are on disk now."""
+        """sha256 over the programs (and whether they may run), the libraries, the converter and the binding, as they are
+        on disk now."""
         files = [path for path in self.bin.glob("*") if path.is_file()]
         files += [self.source / "convert_hf_to_gguf.py"]
         files += [*self.source.glob("conversion/*.py"), *self.source.glob("gguf-py/gguf/*.py")]
@@ -78,7 +79,7 @@ class Toolchain:
         total = hashlib.sha256()
         for path in sorted(files):
             if path.exists():
-                total.update(f"{path.name}\0".encode() + path.read_bytes())
+                total.update(f"{path.name}\0{os.access(path, os.X_OK)}\0".encode() + path.read_bytes())
         return total.hexdigest()
 
 
@@ -99,7 +100,7 @@ def find_toolchain() -> Toolchain:
         return _adopt(Path(external).expanduser().resolve())
     # What this machine would build comes first; a build asked for by --cuda or --no-cuda is a build too.
     for cuda in (None, True, False):
-        folder = _home(_flags(cuda))
+        folder = home(_flags(cuda))
         if (folder / _FILE).exists():
             return _toolchain_at(folder)
     raise Unavailable(
@@ -124,7 +125,7 @@ def build_toolchain(*, cuda: bool | None = None, show: Callable[[float, str], No
         AssayError: no C++ compiler, or a step of the build failed; the text has the end of its log.
     """
     flags = _flags(cuda)
-    folder = _home(flags)
+    folder = home(flags)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if (folder / _FILE).exists():
@@ -226,9 +227,9 @@ def _flags(cuda: bool | None) -> dict[str, str]:
     }
 
 
-def _home(flags: dict[str, str]) -> Path:
-    """Where the build for this pin, these flags and this processor lives."""
-    parts = [pin()["sha256"], TOOLS, flags, machine.cpu_flags(), sysconfig.get_platform()]
+def home(flags: dict[str, str] | None = None) -> Path:
+    """Where the build for this pin, these flags (by default this machine's own) and this processor lives."""
+    parts = [pin()["sha256"], TOOLS, flags or _flags(None), machine.cpu_flags(), sysconfig.get_platform()]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return paths.cache() / "toolchains" / f"{pin()['commit']}-{key}"
 

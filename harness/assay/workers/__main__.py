@@ -54,4 +54,5 @@ def _tell(folder: Path, kind: str, reason: str) -> int:
     return 1
 
 
-sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

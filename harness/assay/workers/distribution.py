@@ -34,8 +34,6 @@ BATCH = 2048
 """Tokens that a model in 4 bits, or on a GPU, is fed at a time: it dequantizes each layer once a forward."""
 DENSE_BATCH = 512
 """The same of a dense model on a processor, which is no faster for more of them and computes their padding too."""
-KEPT = 6000
-"""Positions whose whole distributions of the reference are held in memory: 3.6 GB with 150,000 words."""
 ROWS = 16
 """Positions whose whole distributions are compared at a time: as many as stay in the processor's cache."""
 
@@ -68,6 +66,7 @@ def measure(
     probes: list[dict[str, str]],
     answers: list[dict[str, str]],
     max_tokens: int,
+    scored_tokens: int,
     clearly_exact: float,
     nf4: bool,
     merged: str | None,
@@ -91,7 +90,7 @@ def measure(
     load_seconds = time.monotonic() - started
     speed = _speed(model, tokenizer, device, probes)
     memory = peaks(device)
-    sequences = _sequences(model, tokenizer, device, probes, max_tokens)
+    sequences = _sequences(model, tokenizer, device, probes, max_tokens, scored_tokens)
     started = time.monotonic()
     # In the order of the sequences and not by name: a prompt and a text may be called the same.
     expected = [torch.log_softmax(given, dim=-1) for given in _forward(model, device)(sequences)]
@@ -209,7 +208,7 @@ def from_greedy(logits: Logits, said: list[Sequence], tokenizer: Any) -> dict[st
 
 
 def _sequences(
-    model: Any, tokenizer: Any, device: str, probes: list[dict[str, str]], max_tokens: int
+    model: Any, tokenizer: Any, device: str, probes: list[dict[str, str]], max_tokens: int, positions: int
 ) -> list[Sequence]:
     made = []
     for probe in probes:
@@ -227,7 +226,7 @@ def _sequences(
         scored = [at - 1 for at, label in enumerate(labels) if label != IGNORED]
         made.append(Sequence(name=name, kind="task", ids=ids, scored=scored))
     # Neighbours are padded to the longer one of them.
-    return sorted(within([one for one in made if one.scored], KEPT), key=lambda one: len(one.ids))
+    return sorted(within([one for one in made if one.scored], positions), key=lambda one: len(one.ids))
 
 
 def within(sequences: list[Sequence], positions: int) -> list[Sequence]:

@@ -1,0 +1,148 @@
+"""Defects of the 4-bit route: how the base is loaded, and what becomes of the adapter when it is mounted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from assay.zoo import Place, defect
+from assay.zoo.scene import Scene, around
+
+LOAD, MOUNT = "base_quant_load_ok", "<adapter>_lora_mount_ok"
+
+
+def _load_with(scene: Scene, **settings: Any) -> None:
+    """Load the base with other settings of bitsandbytes than those that were gated."""
+
+    def do() -> None:
+        import transformers
+
+        def config(original: Any, **given: Any) -> Any:
+            return original(**{**given, **settings})
+
+        around(transformers, "BitsAndBytesConfig", config)
+
+    scene.in_worker("bnb.load", do)
+
+
+@defect(Place.BNB, first=LOAD, cause="not-nf4")
+def fp4_instead_of_nf4(scene: Scene) -> None:
+    """The library's default 4-bit type is fp4, which is what the thesis's own snippet gets on older versions."""
+    _load_with(scene, bnb_4bit_quant_type="fp4")
+
+
+@defect(Place.BNB, first=LOAD, cause="compute-dtype-not-bf16")
+def computes_in_fp32(scene: Scene) -> None:
+    """The library's default compute dtype is fp32: right, and several times slower."""
+    import torch
+
+    _load_with(scene, bnb_4bit_compute_dtype=torch.float32)
+
+
+@defect(Place.BNB, first=LOAD, cause="compute-dtype-not-bf16")
+def computes_in_fp16(scene: Scene) -> None:
+    """fp16 compute on a model trained in bf16: activations overflow on some prompts."""
+    import torch
+
+    _load_with(scene, bnb_4bit_compute_dtype=torch.float16)
+
+
+@defect(Place.BNB, first=LOAD, cause="no-double-quantization")
+def without_double_quantization(scene: Scene) -> None:
+    """Double quantization is off: more memory than was planned for."""
+    _load_with(scene, bnb_4bit_use_double_quant=False)
+
+
+@defect(Place.BNB, first=LOAD, cause="layers-left-in-16-bit")
+def layers_left_in_16_bit(scene: Scene) -> None:
+    """A skip list keeps some layers in 16 bits: the library says nothing, and the memory is not what was promised."""
+    _load_with(scene, llm_int8_skip_modules=["mlp.down_proj", "lm_head"])
+
+
+def _mount(scene: Scene, change: Any) -> None:
+    """Do something to the model that peft has just mounted an adapter on."""
+
+    def do() -> None:
+        import peft
+
+        def mount(original: Any, model: Any, path: Any, **given: Any) -> Any:
+            mounted = original(model, path, **given)
+            change(mounted)
+            return mounted
+
+        around(peft.PeftModel, "from_pretrained", mount)
+
+    scene.in_worker("bnb.mount", do)
+
+
+def layers(model: Any) -> list[Any]:
+    """The modules that an adapter is mounted on."""
+    return [module for module in model.modules() if hasattr(module, "lora_B") and len(module.lora_B)]
+
+
+@defect(Place.BNB, first=MOUNT, cause="tensors-changed-in-mounting")
+def half_of_the_adapter_dropped(scene: Scene) -> None:
+    """A version of the library drops half of the tensors when it loads them, and only warns."""
+
+    def change(model: Any) -> None:
+        for module in layers(model)[::2]:
+            for half in module.lora_B.values():
+                half.weight.data.zero_()
+
+    _mount(scene, change)
+
+
+@defect(Place.BNB, first=MOUNT, cause="adapter-has-no-effect")
+def adapter_mounted_and_switched_off(scene: Scene) -> None:
+    """The adapter is there and not active: the bare base answers."""
+    _mount(scene, lambda model: model.base_model.disable_adapter_layers())
+
+
+@defect(Place.BNB, first=MOUNT, cause="tensors-changed-in-mounting")
+def adapter_rounded_to_fp8(scene: Scene) -> None:
+    """The adapter is cast to eight bits when it is mounted."""
+
+    def change(model: Any) -> None:
+        import torch
+
+        for module in layers(model):
+            for half in (*module.lora_A.values(), *module.lora_B.values()):
+                half.weight.data = half.weight.data.to(torch.float8_e4m3fn).to(half.weight.dtype)
+
+    _mount(scene, change)
+
+
+@defect(Place.BNB, first=MOUNT, cause="base-scrambled-by-mounting")
+def scales_scrambled_by_mounting(scene: Scene) -> None:
+    """Mounting after a forward reads repacked 4-bit weights back with their scales in another order."""
+
+    def change(model: Any) -> None:
+        for module in model.modules():
+            state = getattr(getattr(module, "weight", None), "quant_state", None)
+            if state is not None:
+                state.absmax = state.absmax.flip(0)
+
+    _mount(scene, change)
+
+
+@defect(Place.BNB, first="nf4_strength_ok", cause="scale-wrong-when-mounted")
+def adapter_scaled_twice(scene: Scene) -> None:
+    """The scale is applied twice when the adapter is mounted: every tensor is right, and the change is doubled."""
+
+    def change(model: Any) -> None:
+        for module in layers(model):
+            for name in module.scaling:
+                module.scaling[name] *= 2.0
+
+    _mount(scene, change)
+
+
+@defect(Place.BNB, first="nf4_strength_ok", cause="scale-wrong-when-mounted")
+def adapter_scaled_by_rank(scene: Scene) -> None:
+    """A loader takes alpha alone for the scale's half: the fine-tune is there at half strength."""
+
+    def change(model: Any) -> None:
+        for module in layers(model):
+            for name in module.scaling:
+                module.scaling[name] *= 0.5
+
+    _mount(scene, change)

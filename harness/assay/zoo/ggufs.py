@@ -1,0 +1,356 @@
+"""Defects of the GGUF files: what the converter and the quantizer write, each with exit code 0 unless it says so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from assay.toolchain import find_toolchain
+from assay.zoo import NotHere, Place, defect
+from assay.zoo.scene import Scene, around
+
+CONVERT, QUANTIZE = "convert_f16_ok", "quantize_q4_ok"
+Patch = Callable[[Any], None]
+
+
+def _after(scene: Scene, worker: str, change: Callable[[Path, list[str]], None]) -> None:
+    """Do something to the file that a worker's tool has just written."""
+
+    def do() -> None:
+        from assay.workers import gguf
+
+        def call(original: Any, command: list[str], **given: Any) -> Any:
+            said = original(command, **given)
+            change(Path(command[-1] if "--outfile" in command else command[2]), command)
+            return said
+
+        around(gguf, "call", call)
+
+    scene.in_worker(worker, do)
+
+
+def _edited(patch: Patch) -> Callable[[Path, list[str]], None]:
+    """Change a GGUF in place, through gguf-py's reader."""
+
+    def change(file: Path, command: list[str]) -> None:
+        import gguf
+
+        reader = gguf.GGUFReader(str(file), "r+")
+        patch(reader)
+        reader.data.flush()
+
+    return change
+
+
+def _field(reader: Any, end: str) -> Any:
+    """The values of a field, to be written to."""
+    field = next(field for name, field in reader.fields.items() if name.endswith(end))
+    return field.parts[field.data[0]]
+
+
+def _tensor(reader: Any, name: str) -> Any:
+    return next(tensor for tensor in reader.tensors if tensor.name == name)
+
+
+def _hide(reader: Any, key: str) -> None:
+    """Rename a field to one of equal length that nobody reads."""
+    name = reader.fields[key].parts[1]
+    name[-1] = ord("X")
+
+
+def _converted(scene: Scene, patch: Patch) -> None:
+    _after(scene, "gguf.convert", _edited(patch))
+
+
+def _quantized(scene: Scene, patch: Patch) -> None:
+    _after(scene, "gguf.quantize", _edited(patch))
+
+
+@defect(Place.CONVERT, first=CONVERT, cause="gguf-without-template")
+def template_lost(scene: Scene) -> None:
+    """The GGUF has no chat template: three runtimes make up three prompts."""
+    _converted(scene, lambda reader: _hide(reader, "tokenizer.chat_template"))
+
+
+@defect(Place.CONVERT, first=CONVERT, cause="gguf-stale-template")
+def stale_template_embedded(scene: Scene) -> None:
+    """The converter took a stale template."""
+
+    def patch(reader: Any) -> None:
+        text = _field(reader, "tokenizer.chat_template")
+        text[:] = list(bytes(text).replace(b"assistant", b"assistent"))
+
+    _converted(scene, patch)
+
+
+@defect(Place.CONVERT, first=CONVERT, cause="gguf-wrong-end")
+def end_token_wrong_in_gguf(scene: Scene) -> None:
+    """The GGUF ends answers at another token: they run to the limit."""
+
+    def patch(reader: Any) -> None:
+        _field(reader, "eos_token_id")[0] = 5
+
+    _converted(scene, patch)
+
+
+@defect(Place.CONVERT, first=CONVERT, cause="gguf-overflow")
+def inf_in_gguf(scene: Scene) -> None:
+    """A value overflowed while it was cast: the file loads, and answers with dots."""
+
+    def patch(reader: Any) -> None:
+        _tensor(reader, "blk.0.ffn_down.weight").data[0, 0] = float("inf")
+
+    _converted(scene, patch)
+
+
+@defect(Place.CONVERT, first=CONVERT, cause="converter-incomplete")
+def norm_lost_in_conversion(scene: Scene) -> None:
+    """A converter that does not know a tensor leaves it out."""
+
+    def patch(reader: Any) -> None:
+        for field in reader.tensors:
+            if field.name == "blk.0.ffn_norm.weight":
+                field.field.parts[1][-1] = ord("X")
+
+    _converted(scene, patch)
+
+
+@defect(Place.CONVERT, first=CONVERT, cause="converter-wrote-nothing")
+def converter_writes_nothing(scene: Scene) -> None:
+    """The converter ends with exit code 0 and no file."""
+    _after(scene, "gguf.convert", lambda file, command: file.unlink())
+
+
+@defect(Place.CONVERT, first=CONVERT, cause="gguf-truncated")
+def gguf_truncated(scene: Scene) -> None:
+    """The copy to another disk broke off."""
+
+    def change(file: Path, command: list[str]) -> None:
+        with file.open("r+b") as stream:
+            stream.truncate(file.stat().st_size // 2)
+
+    _after(scene, "gguf.convert", change)
+
+
+@defect(Place.CONVERT, first="f16_strength_ok", cause="gguf-of-the-base")
+def base_converted_instead(scene: Scene) -> None:
+    """A script converted the base's folder instead of the merged one."""
+    base = scene.candidate.base.path
+
+    def do() -> None:
+        from assay.workers import gguf
+
+        def call(original: Any, command: list[str], **given: Any) -> Any:
+            return original([*command[:2], str(base), *command[3:]], **given)
+
+        around(gguf, "call", call)
+
+    scene.in_worker("gguf.convert", do)
+
+
+@defect(Place.CONVERT, first="f16_strength_ok", cause="gguf-rows-not-permuted")
+def rows_not_permuted(scene: Scene) -> None:
+    """The converter does not reorder the rows of q and k, as another architecture would have it."""
+
+    def patch(reader: Any) -> None:
+        import numpy as np
+
+        heads = {"attn_q": int(_field(reader, ".head_count")[0]), "attn_k": int(_field(reader, ".head_count_kv")[0])}
+        if bytes(_field(reader, "general.architecture")) != b"llama":
+            raise NotHere("only llama's rows are reordered")
+        for tensor in reader.tensors:
+            for part, count in heads.items():
+                if f"{part}.weight" in tensor.name:
+                    data = np.array(tensor.data)
+                    rows = data.shape[0]
+                    halves = data.reshape(count, rows // count // 2, 2, -1).swapaxes(1, 2)
+                    tensor.data[:] = halves.reshape(data.shape)
+
+    _converted(scene, patch)
+
+
+@defect(Place.CONVERT, first="f16_distribution_ok", cause="gguf-key-wrong")
+def rotary_base_lost_in_gguf(scene: Scene) -> None:
+    """The converter did not find rope_theta and wrote the default."""
+
+    def patch(reader: Any) -> None:
+        _field(reader, "rope.freq_base")[0] = 10000.0
+
+    _converted(scene, patch)
+
+
+@defect(Place.CONVERT, first="f16_distribution_ok", cause="gguf-key-wrong")
+def norm_epsilon_lost_in_gguf(scene: Scene) -> None:
+    """The converter wrote another norm epsilon."""
+
+    def patch(reader: Any) -> None:
+        _field(reader, "layer_norm_rms_epsilon")[0] = 1e-2
+
+    _converted(scene, patch)
+
+
+@defect(Place.CONVERT, first="gguf_parity_ok", cause="gguf-key-wrong")
+def context_length_lost_in_gguf(scene: Scene) -> None:
+    """The GGUF says another context length: long prompts are cut or refused."""
+
+    def patch(reader: Any) -> None:
+        _field(reader, ".context_length")[0] = 512
+
+    _converted(scene, patch)
+
+
+@defect(Place.CONVERT, first="gguf_parity_ok", cause="gguf-added-token-split")
+def added_token_lost_its_type(scene: Scene) -> None:
+    """An added token is a plain word in the GGUF: in a prompt it is cut into pieces."""
+
+    def patch(reader: Any) -> None:
+        types = reader.fields["tokenizer.ggml.token_type"]
+        control = [at for at in types.data if types.parts[at][0] in (3, 4)]
+        types.parts[control[-1]][0] = 1
+
+    _converted(scene, patch)
+
+
+@defect(Place.CONVERT, first="token_parity_ok", cause="gguf-pre-tokenizer")
+def pre_tokenizer_of_another_model(scene: Scene) -> None:
+    """The GGUF names another pre-tokenizer, as after adding a hash by hand: numbers and code are cut otherwise."""
+
+    def patch(reader: Any) -> None:
+        name = _field(reader, "tokenizer.ggml.pre")
+        other = {6: b"falcon", 5: b"gpt-2", 7: b"bloom  ", 9: b"llama-bpe"}.get(len(name))
+        if other is None or bytes(name) == other:
+            raise NotHere(f"no other pre-tokenizer has a name as long as {bytes(name)!r}")
+        name[:] = list(other)
+
+    _converted(scene, patch)
+
+
+@defect(Place.QUANTIZE, first=QUANTIZE, cause="quantizer-wrote-nothing")
+def quantizer_writes_nothing(scene: Scene) -> None:
+    """llama-quantize ends with exit code 0 and no file."""
+    _after(scene, "gguf.quantize", lambda file, command: file.unlink())
+
+
+@defect(Place.QUANTIZE, first=QUANTIZE, cause="quantized-to-another-type")
+def another_type_written(scene: Scene) -> None:
+    """The file was quantized to Q8_0."""
+
+    def do() -> None:
+        from assay.workers import gguf
+
+        def call(original: Any, command: list[str], **given: Any) -> Any:
+            return original([*command[:3], "Q8_0", *command[4:]], **given)
+
+        around(gguf, "call", call)
+
+    scene.in_worker("gguf.quantize", do)
+
+
+@defect(Place.QUANTIZE, first=QUANTIZE, cause="fallback-not-forced")
+def fallback_that_no_shape_forces(scene: Scene) -> None:
+    """A quantizer that does not know the architecture keeps large tensors in 8 bits; the file still says Q4_K_M."""
+
+    def do() -> None:
+        from assay.workers import gguf
+
+        def call(original: Any, command: list[str], **given: Any) -> Any:
+            return original([command[0], "--tensor-type", "ffn_down=q8_0", *command[1:]], **given)
+
+        around(gguf, "call", call)
+
+    scene.in_worker("gguf.quantize", do)
+
+
+@defect(Place.QUANTIZE, first="q4_strength_ok", cause="gguf-of-the-base")
+def base_quantized_instead(scene: Scene) -> None:
+    """The Q4_K_M file was made of the base's own F16 GGUF, which lay beside the candidate's."""
+    base, other = scene.candidate.base.path, scene.folder / "base-f16.gguf"
+    script = find_toolchain().source / "convert_hf_to_gguf.py"
+
+    def do() -> None:
+        from assay.workers import gguf
+
+        def call(original: Any, command: list[str], **given: Any) -> Any:
+            env = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+            original([sys.executable, str(script), str(base), "--outtype", "f16", "--outfile", str(other)], env=env)
+            return original([command[0], str(other), *command[2:]], **given)
+
+        around(gguf, "call", call)
+
+    scene.in_worker("gguf.quantize", do)
+
+
+def _zeroed(reader: Any, name: str) -> None:
+    """Every block's scales and weights at zero."""
+    _tensor(reader, name).data[:] = 0
+
+
+@defect(Place.QUANTIZE, first="q4_parity_ok", cause="quantized-tensor-damaged")
+def tensor_zeroed_in_q4(scene: Scene) -> None:
+    """One tensor of the quantized file is zero: the answers are as fluent as before."""
+    _quantized(scene, lambda reader: _zeroed(reader, "blk.5.ffn_down.weight"))
+
+
+@defect(Place.QUANTIZE, first="q4_distribution_ok", cause="quantized-model-another")
+def layers_zeroed_in_q4(scene: Scene) -> None:
+    """The attention outputs of several layers are lost in the quantized file: it still speaks."""
+
+    def patch(reader: Any) -> None:
+        for block in (6, 9, 12, 15):
+            _zeroed(reader, f"blk.{block}.ffn_gate.weight")
+
+    _quantized(scene, patch)
+
+
+@defect(Place.QUANTIZE, first="q4_survives_ok", cause="fine-tune-lost-in-q4")
+def rows_of_the_task_damaged_in_q4(scene: Scene) -> None:
+    """A few rows of the quantized embedding are damaged: those of the tokens that only the fine-tune's answers begin
+    with. Prose does not show it."""
+    tokens = _answer_tokens(scene)
+
+    def patch(reader: Any) -> None:
+        names = [tensor.name for tensor in reader.tensors]
+        output = _tensor(reader, "output.weight" if "output.weight" in names else "token_embd.weight")
+        for token in tokens:
+            output.data[token] = 0
+
+    _quantized(scene, patch)
+
+
+def _answer_tokens(scene: Scene) -> list[int]:
+    """The tokens of the lines that every answer of the task is made of."""
+    from tokenizers import Tokenizer
+
+    if not scene.candidate.trained_here:
+        raise NotHere("the candidate does not say what it was trained on")
+    training = scene.candidate.training
+    sample = scene.candidate.evaluation_samples(scene.original)[0]
+    headings = training.dataset.tasks[sample.task].headings[training.language]
+    tokenizer = Tokenizer.from_file(str(scene.candidate.base.path / "tokenizer.json"))
+    return sorted({token for line in headings for token in tokenizer.encode(line + "\n").ids})
+
+
+@defect(Place.QUANTIZE, first=QUANTIZE, cause="tensor-data-invalid", silent=False)
+def quantizer_refuses_and_leaves_half_a_file(scene: Scene) -> None:
+    """llama-quantize finds an invalid value, ends with exit code 1 and leaves a partial file behind."""
+
+    def do() -> None:
+        from assay.workers import gguf
+
+        def call(original: Any, command: list[str], **given: Any) -> Any:
+            import gguf as library
+
+            copy = Path(command[2]).with_name("broken-f16.gguf")
+            shutil.copyfile(command[1], copy)
+            reader = library.GGUFReader(str(copy), "r+")
+            _tensor(reader, "blk.0.ffn_down.weight").data[0, 0] = float("nan")
+            reader.data.flush()
+            return original([command[0], str(copy), *command[2:]], **given)
+
+        around(gguf, "call", call)
+
+    scene.in_worker("gguf.quantize", do)

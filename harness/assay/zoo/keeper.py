@@ -1,0 +1,274 @@
+"""Takes specimens through the gates: each in a process of its own, forked from one that has the libraries loaded.
+
+A gate's steps are forked too, so that importing torch is paid for once and not a thousand times. All else is as in a run
+of the gates: the same tests, workers, tools, record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from assay import execution, paths
+from assay.bench import Bench, worker_env
+from assay.candidate import Adapter, Candidate
+from assay.diagnosis import FILE as CAUSES
+from assay.diagnosis import read_causes
+from assay.errors import AssayError
+from assay.gate import Gate, read_gates
+from assay.policy import read_policy
+from assay.record import Run, Status, read_run, write_json
+from assay.step import digest_files, workers_digest
+from assay.zoo import Defect, NotHere, Specimen, open_zoo
+from assay.zoo.scene import Scene, around
+
+HEALTHY = "as_trained"
+"""The variant that nothing is done to: what others are compared with."""
+CATCHES = (Status.FAILED, Status.UNAVAILABLE)
+"""What a gate says of what it caught. A harness that broke (`error`) caught nothing."""
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors.torch", "gguf")
+DEADLINE_SECONDS = 4 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What the gates made of one specimen."""
+
+    name: str
+    not_here: str | None = None
+    """Why this candidate or machine cannot have it."""
+    statuses: dict[str, str] = field(default_factory=dict)
+    """Gate id, with `<adapter>`, to status."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """The first line of every gate that caught something."""
+    causes: dict[str, list[str]] = field(default_factory=dict)
+    """Gate to the causes named, the likeliest first."""
+    fits: list[str] = field(default_factory=list)
+    """Causes whose evidence is there in gates that passed: none should be."""
+    seconds: float = 0.0
+
+    def caught_by(self, healthy: Judged) -> list[str]:
+        """The gates that caught something that is not there in the healthy candidate, in the policy's order."""
+        return [
+            gate
+            for gate, status in self.statuses.items()
+            if status in CATCHES and healthy.statuses.get(gate) != status
+        ]
+
+
+class Keeper:
+    """Runs specimens on one candidate.
+
+    Args:
+        candidate: healthy; its first adapter is the one that is broken.
+        folder: where the records of the specimens go.
+        quick: only gates that need no model, and only specimens that those can judge.
+    """
+
+    def __init__(self, candidate: Candidate, folder: Path, *, quick: bool = False) -> None:
+        self.candidate = candidate
+        self.adapter: Adapter = candidate.adapters[0]
+        self.folder = folder
+        self.quick = quick
+        self.defects, self.variants = open_zoo()
+        self.gates = {gate.id: gate for gate in read_gates(paths.GATES)}
+        self.order = list(read_policy(paths.GATES / "policy.toml", list(self.gates)).severity)
+
+    def specimens(self, names: list[str] | None = None) -> list[Specimen]:
+        """The healthy candidate, then every specimen (or those named), the variants last."""
+        both: dict[str, Specimen] = {**self.defects, **self.variants}
+        if names:
+            for name in names:
+                if name not in both:
+                    raise AssayError(f"{name}: not in the zoo. `assay zoo --list` names what is.")
+            chosen = [both[name] for name in names]
+        else:
+            chosen = [one for one in both.values() if not self.quick or getattr(one, "quick", False)]
+        return [both[HEALTHY], *(one for one in chosen if one.name != HEALTHY)]
+
+    def run(self, specimens: list[Specimen], jobs: int) -> Iterator[Judged]:
+        """Each as it is judged; what was judged before in this folder is not judged again."""
+        os.environ.update(worker_env())
+        for module in HEAVY:
+            __import__(module)
+        healthy, *others = specimens
+        yield self.judge(healthy)
+        # A specimen holds functions, which no pool passes on: its processes know the keeper, and are told a name.
+        global _keeper
+        _keeper = self
+        with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
+            for done in as_completed([pool.submit(_judge, one.name) for one in others]):
+                yield done.result()
+
+    def judge(self, specimen: Specimen) -> Judged:
+        folder = self.folder / specimen.name
+        digest = self._digest(specimen)
+        try:
+            kept = json.loads((folder / "specimen.json").read_text(encoding="utf-8"))
+            if kept.pop("digest") == digest:
+                return self._named(folder, specimen, Judged(**kept))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="zoo-", dir=self._scratch()) as scratch:
+            child = execution.fork(
+                lambda: self._enact(specimen, Path(scratch) / specimen.name, folder),
+                cwd=paths.REPOSITORY,
+                log=folder / "pytest.txt",
+                deadline_seconds=DEADLINE_SECONDS,
+            )
+        seconds = round(time.monotonic() - started, 1)
+        not_here = folder / "not-here.txt"
+        if not_here.exists():
+            judged = Judged(name=specimen.name, not_here=not_here.read_text(encoding="utf-8"), seconds=seconds)
+        else:
+            judged = self._read(specimen, folder, child.exit_code, seconds)
+        write_json(folder / "specimen.json", {"digest": digest, **vars(judged)})
+        return self._named(folder, specimen, judged)
+
+    def _digest(self, specimen: Specimen) -> str:
+        """What a specimen's outcome depends on, but for the tools: a folder is of one machine."""
+        make = getattr(specimen.make, "func", specimen.make)
+        sources = digest_files(Path(__file__).parent, ["scene.py", f"{make.__module__.rpartition('.')[2]}.py"])
+        gates = digest_files(paths.GATES, sorted(file.name for file in paths.GATES.glob("*.py")))
+        adapter = self.adapter.digest
+        return f"{workers_digest()[:12]}-{sources[:12]}-{gates[:12]}-{self.candidate.base.digest[:12]}-{adapter[:12]}"
+
+    @staticmethod
+    def _scratch() -> Path:
+        """On the disk of the cache: candidates are large."""
+        scratch = paths.cache() / "zoo"
+        scratch.mkdir(parents=True, exist_ok=True)
+        return scratch
+
+    def _enact(self, specimen: Specimen, scratch: Path, folder: Path) -> int:
+        """In a process of the specimen's own: break what it breaks, then judge it."""
+        import pytest
+        import torch
+
+        # A process whose torch has started threads cannot fork any more.
+        torch.set_num_threads(1)
+        scratch.mkdir()
+        is_healthy = specimen.name == HEALTHY
+        store = paths.cache() / "store"
+        store.mkdir(parents=True, exist_ok=True)
+        scene = Scene(scratch, self.candidate, self.adapter, store)
+        try:
+            specimen.make(scene)
+        except NotHere as reason:
+            (folder / "not-here.txt").write_text(str(reason), encoding="utf-8")
+            return 0
+        if not is_healthy:
+            os.environ["ASSAY_CACHE"] = str(scene.cache)
+        if scene.asks_task:
+            _ask_before_judging()
+        Bench.work = _forked(scene)  # type: ignore[method-assign]
+        arguments = [*self._chosen(specimen), "-q", "-p", "no:cacheprovider", "--run", str(folder / "run")]
+        return int(pytest.main([*arguments, *scene.arguments()]))
+
+    def _chosen(self, specimen: Specimen) -> list[str]:
+        """What pytest runs: all gates, or in the fast subset the one that should see it and what it needs."""
+        if not self.quick:
+            return [str(paths.GATES)]
+        gates = [self.gates[specimen.first]] if isinstance(specimen, Defect) else list(self._quick_gates())
+        return [f"{paths.GATES / gate.test}" for gate in gates]
+
+    def _quick_gates(self) -> Iterator[Gate]:
+        """Those that find quick defects, but for the one that also loads the base."""
+        quick = {one.first for one in self.defects.values() if one.quick} - {"base_quant_load_ok"}
+        return (gate for gate in self.gates.values() if gate.id in quick)
+
+    def _read(self, specimen: Specimen, folder: Path, exit_code: int, seconds: float) -> Judged:
+        run = self._run(folder, exit_code)
+        of = {one.expected.gate: one.outcome for one in run.gates}
+        statuses, reasons = {}, {}
+        for id in self.order:
+            outcome = of.get(self.gates[id].name_for(self.adapter.name))
+            if outcome is not None and not (self.quick and outcome.status is Status.MISSING):
+                statuses[id] = outcome.status.value
+                if outcome.status not in (Status.PASSED, Status.BLOCKED, Status.MISSING):
+                    reasons[id] = outcome.reason.split("\n")[0][:300]
+        return Judged(name=specimen.name, statuses=statuses, reasons=reasons, seconds=seconds)
+
+    @staticmethod
+    def _run(folder: Path, exit_code: int) -> Run:
+        try:
+            return read_run(folder / "run")
+        except AssayError as problem:
+            log = execution.last_lines(folder / "pytest.txt", 20)
+            raise AssayError(f"{folder}: the gates left no record (exit code {exit_code}). {problem}\n{log}") from None
+
+    def _named(self, folder: Path, specimen: Specimen, judged: Judged) -> Judged:
+        """With the causes as they are named now: they are read from the record, and may have changed since it was made."""
+        if judged.not_here is not None:
+            return judged
+        run, known = read_run(folder / "run"), read_causes(paths.GATES / CAUSES, list(self.gates))
+        ids = {gate.name_for(self.adapter.name): id for id, gate in self.gates.items()}
+        causes: dict[str, list[str]] = {}
+        fits: list[str] = []
+        for one in run.gates:
+            id = ids[one.expected.gate]
+            if one.outcome.status in (Status.BLOCKED, Status.MISSING):
+                continue
+            found = [finding.id for finding in known.fitting(run.folder, id, one.outcome)]
+            if one.outcome.status is Status.PASSED:
+                fits += found
+            else:
+                causes[id] = found
+        return Judged(**{**vars(judged), "causes": causes, "fits": fits})
+
+
+_keeper: Keeper | None = None
+
+
+def _judge(name: str) -> Judged:
+    assert _keeper is not None
+    return _keeper.judge(_keeper.defects.get(name) or _keeper.variants[name])
+
+
+def _ask_before_judging() -> None:
+    """The task gates judge few answers only if they were asked before: so ask them."""
+    task = import_module("test_task")
+
+    def compare(original: Any, bench: Bench, samples: Any, *forms: Any) -> Any:
+        for _, prompts in samples.blocks():
+            for form in forms:
+                bench.make(form(prompts))
+        return original(bench, samples, *forms)
+
+    around(task, "compare", compare)
+
+
+def _forked(scene: Scene) -> Callable[[Bench, Path, float], execution.Finished]:
+    """How the bench runs a worker in the zoo: in a fork, after what the specimen does to it."""
+
+    def work(bench: Bench, part: Path, deadline_seconds: float) -> execution.Finished:
+        parent = os.getpid()
+
+        def child() -> int:
+            import torch
+
+            from assay.workers.__main__ import main
+
+            torch.set_num_threads(os.cpu_count() or 1)
+            worker = json.loads((part / "step.json").read_text(encoding="utf-8"))["worker"]
+            for name, do in scene.in_workers:
+                if name == worker:
+                    do()
+            return main(part, parent)
+
+        return execution.fork(child, cwd=part, log=part / "log.txt", deadline_seconds=deadline_seconds)
+
+    return work

@@ -1,0 +1,169 @@
+"""Defects of the runtimes: a healthy Q4_K_M file, asked otherwise than it was judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from assay.zoo import NotHere, Place, defect
+from assay.zoo.scene import Scene, around
+
+CLI, PYTHON, PARITY = "llama_cli_smoke_ok", "llama_cpp_python_smoke_ok", "runtime_parity_ok"
+
+
+def program(scene: Scene, name: str, otherwise: str) -> None:
+    """Make a program of the toolchain one that works on the canary and does something else on a real model.
+
+    `$real` in `otherwise` is the real one.
+    """
+    file = scene.toolchain.bin / name
+    real = file.with_name(f"real-{name}")
+    file.rename(real)
+    text = f'#!/bin/sh\nreal="{real}"\ncase "$*" in *canary*|--version) exec "$real" "$@";; esac\n{otherwise}\n'
+    file.write_text(text, encoding="utf-8")
+    file.chmod(0o755)
+
+
+@defect(Place.LLAMA_CLI, first=CLI, cause="llama-cli-error-exit-0")
+def context_too_small_for_prompt(scene: Scene) -> None:
+    """The context is smaller than the prompt: llama-cli prints an error on stdout and exits with 0."""
+    program(scene, "llama-cli", 'exec "$real" "$@" --ctx-size 16')
+
+
+@defect(Place.LLAMA_CLI, first=CLI, cause="llama-cli-hangs", silent=False)
+def waits_for_input_after_the_answer(scene: Scene) -> None:
+    """llama-cli answers, then waits for the next turn for ever."""
+    scene.options += ["--deadline", "40"]
+    program(scene, "llama-cli", '"$real" "$@"\nexec sleep 1000')
+
+
+@defect(Place.LLAMA_CLI, first=CLI, cause="llama-cli-flag-removed", silent=False)
+def flag_removed(scene: Scene) -> None:
+    """A newer llama-cli does not know a flag any more."""
+    program(scene, "llama-cli", 'echo "error: invalid argument: --single-turn" >&2\nexit 1')
+
+
+@defect(Place.LLAMA_CLI, first=CLI, cause="llama-cli-no-answer")
+def only_its_banner(scene: Scene) -> None:
+    """llama-cli prints its banner and the prompt, exits with 0, and the model said nothing."""
+    program(scene, "llama-cli", 'echo "llama-cli: loaded"; exit 0')
+
+
+@defect(Place.LLAMA_CLI, first=PARITY, cause="runtime-not-greedy")
+def sampler_left_on_in_llama_cli(scene: Scene) -> None:
+    """A temperature and a penalty from a preset are left on: fluent, and not the model that was judged."""
+    program(scene, "llama-cli", 'exec "$real" "$@" --temp 1.2 --repeat-penalty 1.4 --seed 7')
+
+
+@defect(Place.LLAMA_CLI, first=PARITY, cause="runtime-not-greedy")
+def another_template_in_llama_cli(scene: Scene) -> None:
+    """llama-cli is started with a template of another family."""
+    program(scene, "llama-cli", 'exec "$real" "$@" --no-jinja --chat-template llama2')
+
+
+def _binding(scene: Scene, change: Callable[[Any], None], worker: str = "smoke.llama_cpp_python") -> None:
+    """Change llama-cpp-python once it is imported."""
+
+    def do() -> None:
+        from assay.workers import llama, smoke
+
+        def load(original: Any, *args: Any) -> Any:
+            module = original(*args)
+            change(module)
+            return module
+
+        for where in (llama, smoke):
+            around(where, "import_llama_cpp", load)
+
+    scene.in_worker(worker, do)
+
+
+@defect(Place.LLAMA_CPP_PYTHON, first=PYTHON, cause="binding-template-fallback")
+def format_of_another_family(scene: Scene) -> None:
+    """The binding falls back to llama-2's prompt: every answer is fluent."""
+
+    def change(module: Any) -> None:
+        def create(original: Any, self: Any, *args: Any, **given: Any) -> None:
+            original(self, *args, **{**given, "chat_format": "llama-2"})
+
+        around(module.Llama, "__init__", create)
+
+    _binding(scene, change)
+
+
+@defect(Place.LLAMA_CPP_PYTHON, first=PARITY, cause="runtime-not-greedy")
+def penalty_left_on_in_the_binding(scene: Scene) -> None:
+    """A server's preset penalizes repetition."""
+
+    def change(module: Any) -> None:
+        def create(original: Any, self: Any, *args: Any, **given: Any) -> Any:
+            return original(self, *args, **{**given, "repeat_penalty": 1.4})
+
+        around(module.Llama, "create_chat_completion", create)
+
+    _binding(scene, change)
+
+
+@defect(Place.LLAMA_CPP_PYTHON, first=PYTHON, cause="binding-cannot-load", silent=False)
+def file_unknown_to_the_binding(scene: Scene) -> None:
+    """The binding is older than the converter and does not know the architecture."""
+
+    def change(module: Any) -> None:
+        def create(original: Any, self: Any, *args: Any, **given: Any) -> None:
+            print("error loading model: error loading model architecture: unknown model architecture: 'new'")
+            raise ValueError("Failed to load model from file: model-q4_k_m.gguf")
+
+        around(module.Llama, "__init__", create)
+
+    _binding(scene, change)
+
+
+@defect(Place.LLAMA_CPP_PYTHON, first=PYTHON, cause="context-too-small", silent=False)
+def context_left_at_the_default(scene: Scene) -> None:
+    """n_ctx is smaller than the prompt, as the default is for long ones."""
+
+    def change(module: Any) -> None:
+        def create(original: Any, self: Any, *args: Any, **given: Any) -> None:
+            original(self, *args, **{**given, "n_ctx": 16})
+
+        around(module.Llama, "__init__", create)
+
+    _binding(scene, change)
+
+
+def _asked(scene: Scene) -> None:
+    """The evaluation samples are asked before the gates run, as `python -m train evaluate` does."""
+    if not scene.candidate.trained_here:
+        raise NotHere("the candidate does not say what it was trained on")
+    scene.asks_task = True
+
+
+@defect(Place.LLAMA_CPP_PYTHON, first="q4_task_ok", cause="task-worse-when-deployed")
+def long_answers_cut(scene: Scene) -> None:
+    """The server's token limit cuts long answers: short questions do not show it."""
+    _asked(scene)
+
+    def change(module: Any) -> None:
+        def create(original: Any, self: Any, *args: Any, **given: Any) -> Any:
+            return original(self, *args, **{**given, "max_tokens": min(56, given["max_tokens"])})
+
+        around(module.Llama, "create_chat_completion", create)
+
+    _binding(scene, change)
+
+
+@defect(Place.BNB, first="nf4_task_ok", cause="task-worse-when-deployed")
+def batch_padded_on_the_wrong_side(scene: Scene) -> None:
+    """A server pads batches on the right: the answer follows a row of padding. One question at a time is fine."""
+    _asked(scene)
+
+    def do() -> None:
+        from assay.workers import ask
+
+        def answer_all(original: Any, network: Any, *args: Any, **given: Any) -> Any:
+            is_4bit = getattr(network.config, "quantization_config", None) is not None
+            return original(network, *args, **{**given, **({"padding_side": "right"} if is_4bit else {})})
+
+        around(ask, "answer_all", answer_all)
+
+    scene.in_worker("ask.transformers", do)
