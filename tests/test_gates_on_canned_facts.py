@@ -241,6 +241,7 @@ DISTRIBUTION = MeasureDistribution(
     probes=[],
     answers=[],
     max_tokens=9,
+    scored_tokens=9,
     clearly_exact=1e-4,
     nf4=True,
     merged=None,

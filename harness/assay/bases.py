@@ -109,10 +109,15 @@ def from_hub(repository: str, revision: str | None, patterns: list[str]) -> Path
         ) from None
 
 
+def embedded_home() -> Path:
+    """Where the embedded base lives once it is made."""
+    key = f"{EMBEDDED}-{_WHEEL[2][:12]}-{digest_file(Path(__file__).parent / 'workers' / 'embedded.py')[:12]}"
+    return paths.cache() / "bases" / key
+
+
 def _embedded() -> Path:
     """The embedded base's folder in the cache, made on first use: the wheel's Q4_1 GGUF, dequantized once to bf16."""
-    key = f"{EMBEDDED}-{_WHEEL[2][:12]}-{digest_file(Path(__file__).parent / 'workers' / 'embedded.py')[:12]}"
-    folder = paths.cache() / "bases" / key
+    folder = embedded_home()
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

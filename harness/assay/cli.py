@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from assay import __version__, paths
+from assay.candidate import Candidate, given_candidate, read_candidate
 from assay.errors import AssayError, Inconclusive, InputError
 from assay.gate import Gate, read_gates
 from assay.policy import read_policy
@@ -49,6 +50,32 @@ def main(argv: list[str] | None = None) -> int:
     for command in (check, strength):
         command.add_argument("--base", required=True, help="a folder, a hub id, or smollm2-135m-instruct")
         command.add_argument("--json", action="store_true", help="as JSON, every layer")
+    explain = commands.add_parser("explain", help="why gates did not pass, and what to do: cause, fix, evidence")
+    explain.add_argument("run", nargs="?", type=Path, help="the run's folder (default: the newest in reports/)")
+    explain.add_argument("gate", nargs="?", help="one gate, as in merge_ok or 'merge_ok [style]' (default: all)")
+    doctor = commands.add_parser("doctor", help="what will go wrong, in seconds; exit 0 nothing, 1 a gate will fail")
+    zoo = commands.add_parser("zoo", help="what the gates catch: defects and healthy variants of a candidate")
+    for command in (doctor, zoo):
+        command.add_argument(
+            "--candidate", type=Path, metavar="FILE", help="candidate.json (default: the quickstart's)"
+        )
+        command.add_argument("--base", help="base model: a folder, a hub id, or smollm2-135m-instruct")
+        command.add_argument("--revision", help="revision of a hub base")
+        command.add_argument("--adapter", metavar="NAME=WHERE", action="append", default=[], help="folder or hub id")
+        command.add_argument("--trained-on", metavar="NAME", help="your word that the recorded base NAME is this base")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    zoo.add_argument("specimens", nargs="*", metavar="SPECIMEN", help="these only (default: all)")
+    zoo.add_argument("--list", action="store_true", help="every defect and variant there is, and what is out of reach")
+    zoo.add_argument(
+        "--quick", action="store_true", help="only what shows before a model is loaded: minutes, not an hour"
+    )
+    zoo.add_argument(
+        "--jobs", type=int, default=1, help="specimens at a time, each on its share of the cores (default: 1)"
+    )
+    zoo.add_argument(
+        "--run", type=Path, metavar="DIR", help="folder of the records; what is judged there already is kept"
+    )
+    zoo.add_argument("--publish", action="store_true", help="write docs/coverage.json and docs/coverage.md")
     toolchain = commands.add_parser("toolchain", help="build llama.cpp from the pinned source, once")
     cuda = toolchain.add_mutually_exclusive_group()
     cuda.add_argument("--cuda", action="store_true", default=None, help="build for NVIDIA GPUs even if none is seen")
@@ -74,6 +101,27 @@ def main(argv: list[str] | None = None) -> int:
                 context=arguments.context,
                 as_json=arguments.json,
             )
+        if arguments.command == "explain":
+            from assay import explain_command
+
+            return explain_command.run(*_run_and_gate(arguments.run, arguments.gate))
+        if arguments.command == "doctor":
+            from assay import doctor_command
+
+            return doctor_command.run(_candidate(arguments), as_json=arguments.json)
+        if arguments.command == "zoo":
+            from assay import zoo_command
+
+            if arguments.list:
+                return zoo_command.listing()
+            return zoo_command.run(
+                _candidate(arguments),
+                arguments.specimens,
+                quick=arguments.quick,
+                jobs=arguments.jobs,
+                folder=arguments.run,
+                publish=arguments.publish,
+            )
         if arguments.command in ("check-merge", "strength"):
             from assay import fidelity_command
 
@@ -89,6 +137,24 @@ def main(argv: list[str] | None = None) -> int:
     except (AssayError, OSError) as problem:
         print(f"assay: {problem}", file=sys.stderr)
         return 2
+
+
+def _candidate(arguments: argparse.Namespace) -> Candidate | None:
+    """The candidate named, else the quickstart's, else none."""
+    if arguments.candidate and (arguments.base or arguments.adapter):
+        raise InputError("Give either --candidate FILE or --base BASE with --adapter NAME=WHERE, not both.")
+    if arguments.base:
+        return given_candidate(arguments.base, arguments.adapter, arguments.revision, arguments.trained_on)
+    if arguments.candidate or paths.QUICKSTART.exists():
+        return read_candidate(arguments.candidate or paths.QUICKSTART)
+    return None
+
+
+def _run_and_gate(run: Path | None, gate: str | None) -> tuple[Path, str | None]:
+    """`assay explain merge_ok` names a gate of the newest run: a run is a folder."""
+    if run is not None and gate is None and not run.is_dir():
+        return newest_run(paths.REPORTS), str(run)
+    return run or newest_run(paths.REPORTS), gate
 
 
 def _report(folder: Path | None) -> int:

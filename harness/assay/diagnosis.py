@@ -49,9 +49,7 @@ class Evidence:
                 number = seen if isinstance(seen, int | float) and not isinstance(seen, bool) else None
                 if number is None or not (number > wanted if test == "above" else number < wanted):
                     return None
-            elif test == "equals" and seen != wanted:
-                return None
-            elif test == "empty" and (not seen) != wanted:
+            elif (test == "equals" and seen != wanted) or (test == "empty" and (not seen) != wanted):
                 return None
         if isinstance(seen, list | tuple) and "matches" not in self.tests:
             shown = f"{len(seen)}, {seen[0]} first" if seen else "none"

@@ -10,6 +10,7 @@ import platformdirs
 REPOSITORY = Path(__file__).resolve().parents[2]
 GATES = REPOSITORY / "gates"
 REPORTS = REPOSITORY / "reports"
+CONSTRAINTS = REPOSITORY / "constraints.txt"
 PIN = REPOSITORY / "tools" / "llama.cpp" / "pin.toml"
 QUICKSTART = REPOSITORY / "train" / "out" / "quickstart" / "candidate.json"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from assay.errors import AssayError
-from assay.gate import gate_of
+from assay.gate import Blocked, gate_of
 from assay.session import GatesSession
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         type=int,
         default=6000,
-        help="positions at which distributions are compared, at most (default: 6000, whose distributions take 3.6 GB with 150,000 words)",
+        help="positions at which distributions are compared (default: 6000: 3.6 GB with 150,000 words)",
     )
     group.addoption("--fresh", action="store_true", help="reuse no result of an earlier run")
     group.addoption(
@@ -62,11 +62,16 @@ def _session(config: pytest.Config) -> GatesSession | None:
     return config.stash.get(SESSION, None)
 
 
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    session = _session(config)
+    return session.header() if session else []
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """xdist: every worker process writes to the controller's run."""
     if session := _session(node.config):
-        node.workerinput |= {"assay_run": str(session.run), "assay_id": session.id}
+        node.workerinput |= {"assay_run": str(session.run), "assay_id": session.id, "assay_hopeless": session.hopeless}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -97,6 +102,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if session := _session(item.config):
         session.bench.forget_used()
+        if session.hopeless:
+            raise Blocked("doctor", session.hopeless)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -157,6 +157,8 @@ class Run:
     """What the base's headers promise, in bytes: see `assay.plan.forecast`."""
     training: dict[str, Any] | None
     """How the adapters were trained and evaluated, if they were trained here."""
+    doctor: tuple[dict[str, Any], ...]
+    """What was found before the first gate: see `assay.doctor.Finding`."""
     gates: tuple[Judged, ...]
     """Every expected gate, in the policy's order; one that left no record is `missing`."""
 
@@ -228,6 +230,7 @@ def read_run(folder: Path) -> Run:
             inconclusive_primary=data["inconclusive_primary"],
             forecast=data.get("forecast"),
             training=data.get("training"),
+            doctor=tuple(data.get("doctor", [])),
             gates=tuple(Judged(expected=gate, outcome=_worst(gate, outcomes)) for gate in expected),
         )
     except FileNotFoundError:

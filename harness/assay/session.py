@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,9 @@ from assay import __version__, paths
 from assay.bench import Bench
 from assay.candidate import Candidate, given_candidate, read_candidate
 from assay.checkpoint import read_json
+from assay.diagnosis import FILE as CAUSES
+from assay.diagnosis import read_causes
+from assay.doctor import Finding, Level, Patient, examine
 from assay.errors import AssayError, Inconclusive, InputError, StepFailed, Unavailable
 from assay.gate import Blocked, Gate, gate_of, read_gates
 from assay.machine import machine
@@ -48,10 +52,15 @@ class GatesSession:
         self.id = id
         """Unlike the folder's name, never the same for two runs."""
         self.writes = False
+        self.findings: list[Finding] = []
+        """What the doctor found before the first gate; of the controlling process alone."""
+        self.hopeless = ""
+        """Why no gate can pass, if so."""
         self.run = run
         self.gates = gates
         self.policy = policy
         self.candidate = candidate
+        self.causes = read_causes(folder / CAUSES, [gate.id for gate in gates])
         self.prompts = Prompts(path=Path(config.getoption("--prompts") or folder / "prompts").resolve())
         _ = self.prompts.digest  # a wrong --prompts is the user's, not the candidate's: say so before anything runs
         self.probes = Prompts(path=Path(config.getoption("--probes") or folder / "probes").resolve())
@@ -78,16 +87,32 @@ class GatesSession:
         candidate = _candidate(config)
         worker = getattr(config, "workerinput", None)
         if worker is not None:
-            return cls(config, folder, Path(worker["assay_run"]), worker["assay_id"], gates, policy, candidate)
+            session = cls(config, folder, Path(worker["assay_run"]), worker["assay_id"], gates, policy, candidate)
+            session.hopeless = worker["assay_hopeless"]
+            return session
         if config.getoption("collectonly", False):
             return cls(config, folder, paths.REPORTS / "collect-only", "none", gates, policy, candidate)
         run = _new_folder(config, candidate)
         session = cls(config, folder, run, f"{run.name}#{secrets.token_hex(4)}", gates, policy, candidate)
+        session._examine()
         session._write_expectations()
         if hasattr(config.option, "htmlpath") and not config.option.htmlpath:
             config.option.htmlpath, config.option.self_contained_html = str(run / "pytest.html"), True
         session.writes = True
         return session
+
+    def _examine(self) -> None:
+        """Ask the doctor: what stops everything is known before the first expensive step."""
+        for _, findings, _ in examine(Patient(self.candidate, self.bench)):
+            self.findings += findings
+        stops = [finding for finding in self.findings if finding.level is Level.STOPS]
+        self.hopeless = f"{stops[0].text}. {stops[0].fix}" if stops else ""
+
+    def header(self) -> list[str]:
+        """What the doctor found, for the top of pytest's output."""
+        told = [one for one in self.findings if one.level is not Level.FINE]
+        lines = [f"assay doctor: {one.check}: {one.text.splitlines()[0]}" for one in told]
+        return [*lines, *([f"assay doctor: no gate can pass: {self.hopeless}"] if self.hopeless else [])]
 
     def expected(self) -> list[Expected]:
         """Policy × candidate, in the policy's order: what the verdict will judge, whatever pytest selects."""
@@ -144,6 +169,7 @@ class GatesSession:
                 },
                 "forecast": self._forecast(),
                 "training": self._training(),
+                "doctor": [finding.to_json() for finding in self.findings],
                 "inconclusive_primary": self.policy.inconclusive_primary,
                 "expected": [vars(gate) for gate in self.expected()],
             },
@@ -219,6 +245,8 @@ class GatesSession:
             steps=tuple(self.bench.used.values()) if call.when == "call" else (),
             seconds=round(call.duration + (item.stash[_SETUP_SECONDS] if call.when == "call" else 0.0), 3),
         )
+        if status not in (Status.PASSED, Status.BLOCKED):
+            outcome = replace(outcome, causes=tuple(self.causes.fitting(self.run, gate.id, outcome)))
         report.user_properties += [(PROPERTY, outcome.to_json()), ("assay-status", status.value)]
 
     def write(self, report: pytest.TestReport) -> None:

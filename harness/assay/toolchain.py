@@ -70,8 +70,7 @@ class Toolchain:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the programs (and whether they may run), the libraries, the converter and the binding, as they are
-        on disk now."""
+        """sha256 over programs (and whether they may run), libraries, converter and binding, as they are on disk."""
         files = [path for path in self.bin.glob("*") if path.is_file()]
         files += [self.source / "convert_hf_to_gguf.py"]
         files += [*self.source.glob("conversion/*.py"), *self.source.glob("gguf-py/gguf/*.py")]

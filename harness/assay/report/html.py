@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from assay.execution import last_lines
 from assay.gate import Gate, read_gates
 from assay.paths import GATES
-from assay.record import Judged, Run
-from assay.report.text import headline, subject, why
+from assay.record import Judged, Run, Status
+from assay.report.text import evidence_to_send, headline, subject, why
 
 
 def render_html(run: Run) -> str:
@@ -30,6 +30,8 @@ def render_html(run: Run) -> str:
         run=run,
         headline=headline(run),
         gates=gates,
+        diagnoses=diagnoses(run),
+        doctor=[one for one in run.doctor if one["level"] != "fine"],
         predictions=predictions(run),
         training=training(run),
         curves=curves(run),
@@ -38,6 +40,34 @@ def render_html(run: Run) -> str:
         waterfall=waterfall(run),
         answers=answers(run),
     )
+
+
+def diagnoses(run: Run) -> list[dict[str, Any]]:
+    """What to do, before anything else: each gate that failed with its causes, and what waits behind it."""
+    found = []
+    for gate in run.gates:
+        if gate.outcome.status in (Status.PASSED, Status.BLOCKED, Status.MISSING):
+            continue
+        adapter = gate.expected.adapter
+        # What a gate of one adapter blocks is that adapter's; what a gate of all blocks is everyone's.
+        blocked = [
+            subject(one)
+            for one in run.gates
+            if one.outcome.blocked_by == gate.expected.gate and adapter in (None, one.expected.adapter)
+        ]
+        found.append(
+            {
+                "subject": subject(gate),
+                "severity": gate.expected.severity.value,
+                "status": gate.outcome.status.value,
+                "reason": why(gate),
+                "causes": gate.outcome.causes,
+                "blocked": blocked,
+                "send": [] if gate.outcome.causes else evidence_to_send(run, gate),
+            }
+        )
+    # What blocks a release comes first.
+    return sorted(found, key=lambda one: (one["severity"] != "primary", one["status"] == "inconclusive"))
 
 
 def _row(run: Run, gate: Judged, guides: dict[str, Gate]) -> dict[str, Any]:

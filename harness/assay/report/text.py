@@ -30,6 +30,16 @@ def why(gate: Judged) -> str:
     return gate.outcome.reason.split("\n")[0]
 
 
+def evidence_to_send(run: Run, one: Judged) -> list[str]:
+    """What somebody else needs to find a cause that is not known."""
+    key = f'"gate": "{one.outcome.gate}"'
+    return [
+        f"{run.folder / 'run.json'}  (candidate, machine, versions)",
+        f"the line with {key} of {run.folder / 'gates.jsonl'}  (facts)",
+        *(f"{run.folder / use.log}  ({use.step})" for use in one.outcome.steps),
+    ]
+
+
 def render_markdown(run: Run) -> str:
     """A summary for a pull request or a CI page."""
     lines = [
@@ -43,6 +53,12 @@ def render_markdown(run: Run) -> str:
         seconds = f"{gate.outcome.seconds:.1f}"
         cell = _cell(why(gate))
         lines.append(f"| `{subject(gate)}` | {gate.expected.severity} | {gate.outcome.status} | {seconds} | {cell} |")
+    told = [gate for gate in run.gates if gate.outcome.causes]
+    if told:
+        lines += ["", "## What to do", ""]
+    for gate in told:
+        finding = gate.outcome.causes[0]
+        lines.append(f"- `{subject(gate)}`: {_cell(finding.cause)} Fix: {_cell(finding.fix)}")
     return "\n".join(lines) + "\n"
 
 
@@ -59,10 +75,14 @@ def terminal_lines(run: Run) -> list[str]:
     lines = []
     for gate in run.gates:
         line = f"{gate.outcome.status:<12} {gate.expected.severity:<9} {subject(gate):<{width}}"
-        lines.append(f"{line}  {_printable(why(gate))}".rstrip())
+        lines.append(f"{line}  {printable(why(gate))}".rstrip())
+        if gate.outcome.causes:
+            finding = gate.outcome.causes[0]
+            lines.append(f"{'':<23}cause: {printable(finding.cause)}")
+            lines.append(f"{'':<23}fix:   {printable(finding.fix)}")
     return [*lines, "", f"{run.verdict.value}: {headline(run)}", f"Report: {run.folder / 'report.html'}"]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without control characters: a model's answer must not drive the terminal."""
     return "".join(char if char.isprintable() else " " for char in text)[:300]

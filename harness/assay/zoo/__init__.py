@@ -1,7 +1,7 @@
 """The zoo: defects that Assay must catch, and healthy variants that it must let pass.
 
-A defect is a function that breaks one thing of a healthy candidate: its files, what a library or a tool makes of them, a
-tool itself, or the machine. The real gates then judge it, with the real tools. `assay zoo` runs them.
+A defect is a function that breaks one thing of a healthy candidate: its files, what a library or a tool makes of them,
+a tool itself, or the machine. The real gates then judge it, with the real tools. `assay zoo` runs them.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ OUT_OF_REACH = (
 _MODULES = ("data", "adapters", "bases", "bnb", "merges", "ggufs", "runtimes", "machines", "healthy")
 
 
-def defect(place: Place, *, first: str, cause: str, silent: bool = True, quick: bool = False) -> Callable[[Breaks], Breaks]:
+def defect(
+    place: Place, *, first: str, cause: str, silent: bool = True, quick: bool = False
+) -> Callable[[Breaks], Breaks]:
     """Put a function into the zoo; its docstring says what is broken, its name is the defect's."""
 
     def add(make: Breaks) -> Breaks:

@@ -206,13 +206,13 @@ def adapter_config_cut(scene: Scene) -> None:
 @defect(Place.ADAPTER, first="<adapter>_generate_non_empty", cause="answers-degenerate")
 def diverged_but_finite(scene: Scene) -> None:
     """Training diverged to finite values, far too large: every file is well-formed, and the answers are garbage."""
-    scale_b(scene, 30.0)
+    scale_b(scene, 1000.0)
 
 
 @defect(Place.ADAPTER, first="nf4_survives_ok", cause="fine-tune-lost-in-nf4")
 def fine_tune_smaller_than_4_bit_noise(scene: Scene) -> None:
     """The fine-tune moves the base less than 4 bits do: deployed in nf4, nothing of it is left."""
-    scale_b(scene, 0.12)
+    scale_b(scene, 0.35)
 
 
 @defect(Place.ADAPTER, first="merged_strength_ok", cause="change-swallowed-by-bf16")

@@ -7,8 +7,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from assay.lora import WEIGHTS
 from assay.zoo import Place, defect
-from assay.zoo.scene import Scene, edit_checkpoint, edit_json, replace_text, truncate
+from assay.zoo.scene import Scene, edit_checkpoint, edit_json, edit_tensors, replace_text, truncate
 
 LOAD = "base_quant_load_ok"
 
@@ -60,8 +61,9 @@ def base_truncated(scene: Scene) -> None:
 @defect(Place.BASE, first=LOAD, cause="base-shard-missing", silent=False, quick=True)
 def base_shard_missing(scene: Scene) -> None:
     """The index names a shard that is not there."""
-    names = {"model.embed_tokens.weight": shards(scene.base)[0].name, "lm_head.weight": "model-00009-of-00009.safetensors"}
-    replace_text(scene.base / "model.safetensors.index.json", json.dumps({"metadata": {}, "weight_map": names}))
+    last = "model-00009-of-00009.safetensors"
+    index = {"weight_map": {"model.embed_tokens.weight": shards(scene.base)[0].name, "lm_head.weight": last}}
+    replace_text(scene.base / "model.safetensors.index.json", json.dumps(index))
 
 
 @defect(Place.BASE, first=LOAD, cause="base-pickle", silent=False, quick=True)
@@ -134,23 +136,22 @@ def outlier_channels(scene: Scene) -> None:
                 tensor[:, ::every] *= factor
 
     edit_checkpoint(scene.base, edit)
-    from assay.lora import WEIGHTS
-    from assay.zoo.scene import edit_tensors
-
     edit_tensors(scene.adapter / WEIGHTS, edit_adapter)
 
 
-@defect(Place.BASE, first="prompt_parity_ok", cause="two-start-tokens")
-def template_and_tokenizer_both_start(scene: Scene) -> None:
-    """The template writes the start token and the tokenizer is told to add one: runtimes begin with two."""
+@defect(Place.BASE, first="prompt_parity_ok", cause="system-turn-dropped")
+def template_drops_the_system_turn(scene: Scene) -> None:
+    """The template passes over system turns: transformers drops them in silence, llama.cpp puts them elsewhere."""
+    template = (
+        "{% for message in messages %}{% if message['role'] != 'system' %}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    edit_json(scene.base / "tokenizer_config.json", lambda config: config.pop("chat_template", None))
+    replace_text(scene.base / "chat_template.jinja", template)
 
-    def edit(config: dict[str, Any]) -> None:
-        config["add_bos_token"] = True
 
-    edit_json(scene.base / "tokenizer_config.json", edit)
-
-
-@defect(Place.BASE, first="<adapter>_generate_non_empty", cause="no-end-token", silent=False)
+@defect(Place.BASE, first="data_labels_ok", cause="no-end-token", silent=False)
 def base_without_end_token(scene: Scene) -> None:
     """Neither config names an end token: an answer could only end at the limit."""
     for name in ("config.json", "generation_config.json"):

@@ -1,7 +1,7 @@
 """Healthy variants: the same candidate written otherwise, other shapes and architectures, other ways to be asked.
 
-Most compute the very function that was trained, so whatever a gate says against one is a false alarm. Architectures that
-the candidate's base is not are parrots: random small models that recite one sentence.
+Most compute the very function that was trained, so whatever a gate says against one is a false alarm. Architectures
+that the candidate's base is not are parrots: random small models that recite one sentence.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 from assay import paths
@@ -50,9 +50,7 @@ def _is_plain(scene: Scene) -> dict[str, Any]:
     return config
 
 
-def _rewrite(
-    scene: Scene, change: Callable[[str, str, Any], Any] | None = None, **settings: Any
-) -> None:
+def _rewrite(scene: Scene, change: Callable[[str, str, Any], Any] | None = None, **settings: Any) -> None:
     """Change every half (`change(module, half, tensor)`) and set keys of the config."""
 
     def edit(tensors: dict[str, Any]) -> None:
@@ -144,7 +142,10 @@ def _targets(scene: Scene, how: str) -> None:
 
 def _without(scene: Scene, kind: str) -> None:
     """The adapter without one kind of module."""
-    if not any(name.endswith(kind) for name in _modules(scene)) or len({n.rpartition(".")[2] for n in _modules(scene)}) < 3:
+    if (
+        not any(name.endswith(kind) for name in _modules(scene))
+        or len({n.rpartition(".")[2] for n in _modules(scene)}) < 3
+    ):
         raise NotHere(f"the adapter has no {kind} beside others")
 
     def edit(tensors: dict[str, Any]) -> None:
@@ -160,12 +161,10 @@ def _without(scene: Scene, kind: str) -> None:
 
 def _few_keys(scene: Scene) -> None:
     """adapter_config.json as an older library wrote it."""
-    keys = ("peft_type", "task_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path", "layers_to_transform")
 
     def edit(config: dict[str, Any]) -> None:
-        for key in set(config) - set(keys):
-            if not config[key]:
-                del config[key]
+        for key in [key for key, value in config.items() if not value]:
+            del config[key]
 
     edit_json(scene.adapter / CONFIG, edit)
 
@@ -183,8 +182,12 @@ variant("rslora", "rsLoRA: the scale is alpha / √r.", partial(_alpha, alpha=16
 variant("dora", "DoRA, with magnitudes of its own.", _dora, quick=True)
 variant("adapter_fp16", "The adapter stored in fp16.", partial(_stored_as, dtype="float16"), quick=True)
 variant("adapter_bf16", "The adapter stored in bf16.", partial(_stored_as, dtype="bfloat16"), quick=True)
-variant("patterns", "One kind of module at another rank and alpha (rank_pattern, alpha_pattern).", _patterns, quick=True)
-variant("targets_by_expression", "target_modules as a regular expression.", partial(_targets, how="expression"), quick=True)
+variant(
+    "patterns", "One kind of module at another rank and alpha (rank_pattern, alpha_pattern).", _patterns, quick=True
+)
+variant(
+    "targets_by_expression", "target_modules as a regular expression.", partial(_targets, how="expression"), quick=True
+)
 variant("targets_in_full", "target_modules as full names.", partial(_targets, how="names"), quick=True)
 variant("without_gate_proj", "An adapter that leaves gate_proj alone.", partial(_without, kind="gate_proj"), quick=True)
 variant("without_o_proj", "An adapter that leaves o_proj alone.", partial(_without, kind="o_proj"), quick=True)
@@ -216,12 +219,12 @@ def _sharded(scene: Scene, count: int) -> None:
     for file in (*files, scene.base / "model.safetensors.index.json"):
         file.unlink(missing_ok=True)
     names = sorted(tensors)
-    found = {}
+    found: dict[str, str] = {}
     for number in range(count):
-        file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        shard = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         part = names[number * len(names) // count : (number + 1) * len(names) // count]
-        save_file({name: tensors[name] for name in part}, scene.base / file, metadata={"format": "pt"})
-        found |= dict.fromkeys(part, file)
+        save_file({name: tensors[name] for name in part}, scene.base / shard, metadata={"format": "pt"})
+        found |= dict.fromkeys(part, shard)
     size = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": found}
     (scene.base / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
@@ -400,7 +403,9 @@ variant("without_system_prompt", "A template without a system prompt of its own.
 variant("another_system_prompt", "A template with another system prompt.",
         partial(_template, change=_changed(_another_system)))  # fmt: skip
 variant("thinking_switch", "A template with a thinking switch.", partial(_template, change=_changed(_thinking)))
-variant("without_generation_config", "No generation_config.json: config.json names the end.", partial(_ends, listed=False))
+variant(
+    "without_generation_config", "No generation_config.json: config.json names the end.", partial(_ends, listed=False)
+)
 variant("two_end_tokens", "Two tokens that end an answer.", partial(_ends, listed=True))
 variant("padded_vocabulary", "128 rows of no token behind the vocabulary.", _padded_vocabulary)
 variant("longer_context", "A context of 32,768 tokens.", _longer_context)
@@ -472,7 +477,7 @@ variant("asked_in_chinese", "Prompts in Chinese.",
 variant("asked_at_length", "A prompt of several hundred tokens.",
         partial(_asked, prompts={"long": f"{_LONG}\n\nSummarize this text."}))  # fmt: skip
 variant("asked_with_symbols", "Emoji, code and mark-up in the prompts.",
-        partial(_asked, prompts={"emoji": "🙂 What does `def f(x): return x**2` do?", "markup": "Is <b>bold</b> HTML?"}))  # fmt: skip
+        partial(_asked, prompts={"emoji": "🙂 What is `def f(x): return x**2`?", "markup": "Is <b> HTML?"}))  # fmt: skip
 variant("short_answers", "Answers of 16 tokens.", lambda scene: scene.options.extend(["--max-new-tokens", "16"]))
 variant("toolchain_of_ones_own", "A llama.cpp named by ASSAY_LLAMA_CPP.", _toolchain_of_ones_own)
 
@@ -505,11 +510,15 @@ def _parrot(scene: Scene, model_type: str, *, lora: dict[str, Any] | None = None
     embedding, head = model.get_input_embeddings().weight.data, model.get_output_embeddings().weight.data
     embedding.normal_()
     head.copy_(0.05 * torch.randn_like(head))
-    for before, after in zip(chain[:-1], chain[1:], strict=True):
+    for before, after in pairwise(chain):
         head[after] = 0.08 * embedding[before]
     folder = scene.base
     for file in folder.iterdir():
-        if file.suffix == ".safetensors" or file.name in ("config.json", "generation_config.json") or "index" in file.name:
+        if (
+            file.suffix == ".safetensors"
+            or file.name in ("config.json", "generation_config.json")
+            or "index" in file.name
+        ):
             file.unlink()
     model.to(torch.bfloat16).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
@@ -538,8 +547,8 @@ variant("parrot_of_many_heads", "As many key heads as query heads.",
         partial(_parrot, model_type="llama", num_key_value_heads=4))  # fmt: skip
 variant("parrot_of_one_key_head", "One key head for all.",
         partial(_parrot, model_type="llama", num_key_value_heads=1))  # fmt: skip
-variant("parrot_rslora", "A Qwen3 with rsLoRA, r = 16.",
-        partial(_parrot, model_type="qwen3", head_dim=64, lora={"use_rslora": True, "r": 16, "lora_alpha": 8}))  # fmt: skip
+variant("parrot_rslora", "A Qwen3 with rsLoRA.",
+        partial(_parrot, model_type="qwen3", head_dim=64, lora={"use_rslora": True, "lora_alpha": 8}))  # fmt: skip
 variant("parrot_dora", "A Qwen3 with DoRA.", partial(_parrot, model_type="qwen3", head_dim=64, lora={"use_dora": True}))
 variant("parrot_all_linear", "A Llama with an adapter on every linear layer.",
         partial(_parrot, model_type="llama", lora={"target_modules": "all-linear"}))  # fmt: skip

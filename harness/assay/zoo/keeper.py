@@ -1,14 +1,16 @@
 """Takes specimens through the gates: each in a process of its own, forked from one that has the libraries loaded.
 
-A gate's steps are forked too, so that importing torch is paid for once and not a thousand times. All else is as in a run
-of the gates: the same tests, workers, tools, record.
+A gate's steps are forked too, so that importing torch is paid for once and not a thousand times. All else is as in a
+run of the gates: the same tests, workers, tools, record.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,8 @@ HEALTHY = "as_trained"
 CATCHES = (Status.FAILED, Status.UNAVAILABLE)
 """What a gate says of what it caught. A harness that broke (`error`) caught nothing."""
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors.torch", "gguf")
+OWN = ("assay.plugin", "assay.report")
+"""Loaded here too, so that an hour's run is of one version of the code."""
 DEADLINE_SECONDS = 4 * 3600.0
 
 
@@ -60,9 +65,7 @@ class Judged:
     def caught_by(self, healthy: Judged) -> list[str]:
         """The gates that caught something that is not there in the healthy candidate, in the policy's order."""
         return [
-            gate
-            for gate, status in self.statuses.items()
-            if status in CATCHES and healthy.statuses.get(gate) != status
+            gate for gate, status in self.statuses.items() if status in CATCHES and healthy.statuses.get(gate) != status
         ]
 
 
@@ -99,14 +102,20 @@ class Keeper:
     def run(self, specimens: list[Specimen], jobs: int) -> Iterator[Judged]:
         """Each as it is judged; what was judged before in this folder is not judged again."""
         os.environ.update(worker_env())
-        for module in HEAVY:
+        for module in (*HEAVY, *OWN):
             __import__(module)
         healthy, *others = specimens
         yield self.judge(healthy)
         # A specimen holds functions, which no pool passes on: its processes know the keeper, and are told a name.
         global _keeper
         _keeper = self
-        with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
+        cores = sorted(os.sched_getaffinity(0))
+        shares = get_context("fork").SimpleQueue()
+        for job in range(jobs):
+            shares.put(cores[job::jobs])
+        with ProcessPoolExecutor(
+            jobs, mp_context=get_context("fork"), initializer=_take_share, initargs=(shares,)
+        ) as pool:
             for done in as_completed([pool.submit(_judge, one.name) for one in others]):
                 yield done.result()
 
@@ -174,7 +183,7 @@ class Keeper:
             os.environ["ASSAY_CACHE"] = str(scene.cache)
         if scene.asks_task:
             _ask_before_judging()
-        Bench.work = _forked(scene)  # type: ignore[method-assign]
+        Bench.work = _forked(scene)  # type: ignore[assignment, method-assign]
         arguments = [*self._chosen(specimen), "-q", "-p", "no:cacheprovider", "--run", str(folder / "run")]
         return int(pytest.main([*arguments, *scene.arguments()]))
 
@@ -211,7 +220,7 @@ class Keeper:
             raise AssayError(f"{folder}: the gates left no record (exit code {exit_code}). {problem}\n{log}") from None
 
     def _named(self, folder: Path, specimen: Specimen, judged: Judged) -> Judged:
-        """With the causes as they are named now: they are read from the record, and may have changed since it was made."""
+        """With the causes as they are named now: they may have changed since the record was made."""
         if judged.not_here is not None:
             return judged
         run, known = read_run(folder / "run"), read_causes(paths.GATES / CAUSES, list(self.gates))
@@ -233,6 +242,14 @@ class Keeper:
 _keeper: Keeper | None = None
 
 
+def _take_share(shares: SimpleQueue[list[int]]) -> None:
+    """Give this process and what it starts cores of its own: threads of two that wait for each other on the same cores
+    take ten times as long."""
+    share = shares.get()
+    os.sched_setaffinity(0, share)
+    os.environ["LLAMA_ARG_THREADS"] = str(len(share))
+
+
 def _judge(name: str) -> Judged:
     assert _keeper is not None
     return _keeper.judge(_keeper.defects.get(name) or _keeper.variants[name])
@@ -251,6 +268,47 @@ def _ask_before_judging() -> None:
     around(task, "compare", compare)
 
 
+def _convert_in_a_fork() -> None:
+    """The converter spends its time importing what is loaded here already."""
+    from assay.workers import gguf
+
+    def call(original: Any, command: list[str], **given: Any) -> Any:
+        return _run_script(command[1:]) if command[0] == sys.executable else original(command, **given)
+
+    around(gguf, "call", call)
+
+
+def _run_script(command: list[str]) -> str:
+    """What `python SCRIPT …` says, run in a fork.
+
+    Raises:
+        Problem: it ended with another exit code than 0.
+    """
+    from assay.workers import Problem
+
+    def script() -> int:
+        sys.argv = command
+        sys.path.insert(0, str(Path(command[0]).parent))
+        # The converter has a gguf of its own, beside it.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
+            del sys.modules[name]
+        try:
+            runpy.run_path(command[0], run_name="__main__")
+        except SystemExit as ended:
+            return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        return 0
+
+    print("$ python " + " ".join(command), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "log.txt"
+        done = execution.fork(script, cwd=Path.cwd(), log=log, deadline_seconds=3600)
+        said, tail = log.read_text(encoding="utf-8", errors="replace"), execution.last_lines(log, 6)
+    print(said, flush=True)
+    if done.exit_code:
+        raise Problem(f"{Path(command[0]).name} ended with exit code {done.exit_code}:\n{tail}")
+    return said
+
+
 def _forked(scene: Scene) -> Callable[[Bench, Path, float], execution.Finished]:
     """How the bench runs a worker in the zoo: in a fork, after what the specimen does to it."""
 
@@ -262,7 +320,10 @@ def _forked(scene: Scene) -> Callable[[Bench, Path, float], execution.Finished]:
 
             from assay.workers.__main__ import main
 
-            torch.set_num_threads(os.cpu_count() or 1)
+            cores = len(os.sched_getaffinity(0))
+            torch.set_num_threads(cores)
+            os.cpu_count = lambda: cores  # what the workers ask for their number of threads
+            _convert_in_a_fork()
             worker = json.loads((part / "step.json").read_text(encoding="utf-8"))["worker"]
             for name, do in scene.in_workers:
                 if name == worker:

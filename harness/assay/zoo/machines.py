@@ -31,7 +31,7 @@ def shared_library_missing(scene: Scene) -> None:
 @defect(Place.TOOLCHAIN, first=READY, cause="tool-glibc-too-old", silent=False, quick=True)
 def built_on_a_newer_system(scene: Scene) -> None:
     """The programs want a newer C library than this machine's."""
-    said = "llama-quantize: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.99' not found (required by llama-quantize)"
+    said = "llama-quantize: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.99' not found"
     _stub(scene, "llama-quantize", f'echo "{said}" >&2\nexit 1')
 
 
@@ -155,7 +155,7 @@ def disk_full_while_merging(scene: Scene) -> None:
 def disk_too_small_from_the_start(scene: Scene) -> None:
     """The free space cannot take what is to be written, which is known before anything is."""
     usage = namedtuple("usage", "total used free")
-    around(shutil, "disk_usage", lambda original, path: usage(10**9, 10**9 - 30_000_000, 30_000_000))
+    around(shutil, "disk_usage", lambda original, path: usage(10**9, 85 * 10**7, 15 * 10**7))
 
 
 @defect(Place.MACHINE, first="merge_ok", cause="out-of-memory", silent=False)

@@ -40,8 +40,9 @@ class Scene:
         self.original = adapter
         # One text of prose and fewer positions than in a release: a zoo of a hundred is to end within the hour.
         (folder / "probes").mkdir()
-        shutil.copyfile(paths.GATES / "probes" / "bridge.txt", folder / "probes" / "bridge.txt")
-        self.options = ["--max-new-tokens", "48", "--scored-tokens", "900", "--probes", str(folder / "probes")]
+        prose = (paths.GATES / "probes" / "bridge.txt").read_text(encoding="utf-8")
+        (folder / "probes" / "bridge.txt").write_text(prose[:700], encoding="utf-8")
+        self.options = ["--max-new-tokens", "32", "--scored-tokens", "420", "--probes", str(folder / "probes")]
         """Of pytest."""
         self.asks_task = False
         """Whether the evaluation samples are asked before the gates run, as `python -m train evaluate` does."""
