@@ -293,6 +293,7 @@ def judge(gate: Callable[..., Any], facts: dict[str, dict[str, dict[str, Any]]])
         "distribution": DISTRIBUTION,
         "prompts": Prompts(path=Path("prompts")),
         "max_new_tokens": 64,
+        "gguf_dtype": "f16",
         "toolchain": TOOLCHAIN,
     }
     made = CannedBench(facts).canned

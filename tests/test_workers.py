@@ -49,8 +49,8 @@ def adapter(folder: Path) -> Adapter:
 
 def test_a_256_wide_model_becomes_a_true_q4_k_m(base: Base, adapter_folder: Path, bench: Bench) -> None:
     toolchain, style = find_toolchain(), adapter(adapter_folder)
-    merged = test_gguf.test_merge(bench, base, style, style)
-    f16 = test_gguf.test_convert_f16(bench, base, style, merged, toolchain)
+    merged = test_gguf.test_merge(bench, base, style, style, "f16")
+    f16 = test_gguf.test_convert_f16(bench, base, style, merged, toolchain, "f16")
     q4 = test_gguf.test_quantize_q4(bench, base, style, f16, toolchain)
     assert q4.facts["fallbacks_forced_by_shape"] == []
     assert set(q4.facts["tensor_types"]) == {"F32", "Q4_K", "Q6_K"}

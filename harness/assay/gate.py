@@ -15,7 +15,7 @@ import pytest
 from _pytest.outcomes import Skipped
 
 Per = Literal["run", "dataset", "candidate", "adapter"]
-_ALWAYS_THERE = ("bench", "candidate", "adapter", "prompts", "probes", "max_new_tokens", "scored_tokens")
+_ALWAYS_THERE = ("bench", "candidate", "adapter", "prompts", "probes", "max_new_tokens", "scored_tokens", "gguf_dtype")
 """Fixtures that are no prerequisite: nothing has to be made or judged for them."""
 Body = TypeVar("Body", bound=Callable[..., Any])
 

@@ -42,6 +42,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=6000,
         help="positions at which distributions are compared (default: 6000: 3.6 GB with 150,000 words)",
     )
+    group.addoption(
+        "--gguf-dtype",
+        choices=["f16", "bf16"],
+        default="f16",
+        help="16-bit type that a checkpoint is converted to (default: f16; bf16 holds values above 65504)",
+    )
     group.addoption("--fresh", action="store_true", help="reuse no result of an earlier run")
     group.addoption(
         "--deadline", metavar="SECONDS", type=float, default=float("inf"), help="caps every step's deadline"
@@ -170,6 +176,12 @@ def prompts(request: pytest.FixtureRequest) -> Prompts:
 def probes(request: pytest.FixtureRequest) -> Prompts:
     """General prose that every form is fed, beside the task's own answers."""
     return request.config.stash[SESSION].probes
+
+
+@pytest.fixture
+def gguf_dtype(request: pytest.FixtureRequest) -> str:
+    """The 16-bit type that a checkpoint is converted to: f16 or bf16."""
+    return str(request.config.getoption("--gguf-dtype"))
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ class Merge(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertF16(Step):
-    """Convert the merged checkpoint to a 16-bit GGUF and load it."""
+    """Convert the merged checkpoint to a 16-bit GGUF (f16, or bf16 if asked for) and load it."""
 
     worker = "gguf.convert"
     stages = ("convert", "compare", "load")
@@ -190,6 +190,7 @@ class ConvertF16(Step):
     base: Base
     merged: Artifact
     toolchain: Toolchain
+    dtype: str = "f16"
 
     @property
     def disk_bytes(self) -> int:

@@ -57,9 +57,7 @@ def run(
     keeper = Keeper(candidate, folder.resolve(), quick=quick)
     specimens = keeper.specimens(names or None)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f"{len(specimens)} specimens of {escape(candidate.name)} [{keeper.adapter.name}], records in {folder}"
-    )
+    console.print(f"{len(specimens)} specimens of {escape(candidate.name)}, adapter {keeper.adapter.name}: {folder}")
     judged: list[Judged] = []
     for one in keeper.run(specimens, max(1, jobs)):
         judged.append(one)
@@ -84,10 +82,9 @@ def _tell(console: Console, keeper: Keeper, one: Judged, healthy: Judged, at: st
     if one.not_here is not None:
         said = f"[dim]not here[/]  {one.name}: {escape(one.not_here)}"
     elif one.name in keeper.defects:
-        cause = next(
-            (gate for gate in caught if one.causes.get(gate, [])[:1] == [keeper.defects[one.name].cause]), None
-        )
-        named = "" if cause or not caught else "  [yellow]cause not named[/]"
+        known = keeper.defects[one.name].cause
+        is_named = any(one.causes.get(gate, [])[:1] == [known] for gate in caught)
+        named = "" if is_named or not caught else "  [yellow]cause not named[/]"
         said = (
             f"[green]caught[/]    {one.name}: {escape(caught[0])}{named}" if caught else f"[red]missed[/]    {one.name}"
         )

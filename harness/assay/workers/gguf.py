@@ -37,7 +37,7 @@ SUPER_BLOCK = 256
 """A K-quant packs this many weights of one row together; a row of any other length cannot be one."""
 
 
-def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str) -> None:
+def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str, dtype: str) -> None:
     """Run the converter, compare what it wrote with what it read, load it."""
     tools = Toolchain(path=Path(toolchain))
     checkpoint, out = Path(merged) / "checkpoint", work.folder / F16
@@ -45,7 +45,7 @@ def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str)
     # The converter finds its `conversion` package beside itself, which a safe path would hide.
     env = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
     script = str(tools.source / "convert_hf_to_gguf.py")
-    call([sys.executable, script, str(checkpoint), "--outtype", "f16", "--outfile", str(out)], env=env)
+    call([sys.executable, script, str(checkpoint), "--outtype", dtype, "--outfile", str(out)], env=env)
     work.stage("convert", convert_seconds=round(time.monotonic() - started, 3))
 
     gguf = import_gguf(tools)

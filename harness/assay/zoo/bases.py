@@ -115,6 +115,25 @@ def nan_in_base(scene: Scene) -> None:
     edit_checkpoint(scene.base, edit)
 
 
+def huge_weight_of_a_dead_channel(scene: Scene) -> None:
+    """Give the base a weight of 100,000 that never counts, as some bf16 models have: its channel is switched off."""
+
+    def edit(tensors: dict[str, Any]) -> None:
+        for name, tensor in tensors.items():
+            if name.endswith("layers.0.mlp.gate_proj.weight"):
+                tensor[0] = 0
+            elif name.endswith("layers.0.mlp.down_proj.weight"):
+                tensor[0, 0] = 1e5
+
+    edit_checkpoint(scene.base, edit)
+
+
+@defect(Place.BASE, first="merge_ok", cause="overflows-f16")
+def value_beyond_f16(scene: Scene) -> None:
+    """A bf16 weight of 100,000 is inf in F16: the thesis's PASS, PASS, PASS, FAIL, FAIL, FAIL."""
+    huge_weight_of_a_dead_channel(scene)
+
+
 @defect(Place.BASE, first="nf4_distribution_ok", cause="base-has-outliers")
 def outlier_channels(scene: Scene) -> None:
     """A few channels are a hundred times the others, as in some large models: the same function in 16 bits, and in

@@ -18,7 +18,7 @@ from typing import Any
 from assay import paths
 from assay.lora import CONFIG, WEIGHTS, read_lora
 from assay.zoo import NotHere, variant
-from assay.zoo.bases import shards
+from assay.zoo.bases import huge_weight_of_a_dead_channel, shards
 from assay.zoo.merges import before_merging
 from assay.zoo.scene import Scene, edit_checkpoint, edit_json, edit_tensors, replace_text
 
@@ -242,6 +242,12 @@ def _head(scene: Scene, *, tied: bool) -> None:
     edit_json(scene.base / "config.json", lambda config: config.update(tie_word_embeddings=tied))
 
 
+def _beyond_f16(scene: Scene) -> None:
+    """What makes the defect `value_beyond_f16` pass."""
+    huge_weight_of_a_dead_channel(scene)
+    scene.options += ["--gguf-dtype", "bf16"]
+
+
 def _files_beside(scene: Scene) -> None:
     """What hub repositories have beside a model."""
     shutil.copyfile(shards(scene.base)[0], scene.base / "consolidated.safetensors")
@@ -391,6 +397,7 @@ variant("base_fp16", "The base stored in fp16.", partial(_weights_as, dtype="flo
 variant("one_shard", "The base in one file that an index names.", partial(_sharded, count=1), quick=True)
 variant("two_shards", "The base in two files.", partial(_sharded, count=2), quick=True)
 variant("seven_shards", "The base in seven files.", partial(_sharded, count=7))
+variant("beyond_f16_in_bf16", "A weight beyond F16, converted to bf16.", _beyond_f16)
 variant("head_untied", "A head of its own, equal to the embedding.", partial(_head, tied=False))
 variant("head_stored_twice", "A tied head that is stored all the same.", partial(_head, tied=True))
 variant("files_beside", "consolidated.safetensors, README and more beside the base.", _files_beside, quick=True)
@@ -477,7 +484,7 @@ variant("asked_in_chinese", "Prompts in Chinese.",
 variant("asked_at_length", "A prompt of several hundred tokens.",
         partial(_asked, prompts={"long": f"{_LONG}\n\nSummarize this text."}))  # fmt: skip
 variant("asked_with_symbols", "Emoji, code and mark-up in the prompts.",
-        partial(_asked, prompts={"emoji": "🙂 What is `def f(x): return x**2`?", "markup": "Is <b> HTML?"}))  # fmt: skip
+        partial(_asked, prompts={"emoji": "🙂 What is `x**2`?", "markup": "Is <b> HTML?"}))  # fmt: skip
 variant("short_answers", "Answers of 16 tokens.", lambda scene: scene.options.extend(["--max-new-tokens", "16"]))
 variant("toolchain_of_ones_own", "A llama.cpp named by ASSAY_LLAMA_CPP.", _toolchain_of_ones_own)
 

@@ -142,16 +142,6 @@ def nan_after_merging(scene: Scene) -> None:
     _tensors(scene, edit)
 
 
-@defect(Place.MERGE, first=MERGE, cause="overflows-f16")
-def value_beyond_f16(scene: Scene) -> None:
-    """One bf16 weight is 100,000: inf in F16. The thesis's PASS, PASS, PASS, FAIL, FAIL, FAIL."""
-
-    def edit(tensors: dict[str, Any]) -> None:
-        tensors[untouched(tensors, "down_proj.weight")][0, 0] = 1e5
-
-    _tensors(scene, edit)
-
-
 @defect(Place.MERGE, first=MERGE, cause="merge-touched-others")
 def norm_doubled(scene: Scene) -> None:
     """A norm that the adapter does not touch is doubled."""
