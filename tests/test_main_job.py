@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from assay import paths
 from assay.bases import EMBEDDED, find_base
 from assay.record import Run, Status, Verdict, read_run
 from assay.toolchain import find_toolchain
+from assay.zoo.scene import edit_checkpoint
 
 from tests.samples import write_adapter
 
@@ -67,9 +71,20 @@ class Workshop:
         return next(self.cache.glob(f"toolchains/*/bin/{name}"))
 
     def gates(
-        self, run: str, *options: str, adapter: Path | None = None, env: dict[str, str] | None = None
+        self,
+        run: str,
+        *options: str,
+        adapter: Path | None = None,
+        env: dict[str, str] | None = None,
+        file_bytes: int = resource.RLIM_INFINITY,
     ) -> tuple[int, Run]:
-        """Run the gates in a process of their own; pytest's exit code and the record."""
+        """Run the gates in a process of their own, where no file may be larger; its exit code and the record."""
+
+        def limited() -> None:
+            if file_bytes != resource.RLIM_INFINITY:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
         where = self.folder / "runs" / run
         given = ["--base", EMBEDDED, "--adapter", f"style={adapter or self.adapter}", "--run", str(where)]
         given += ["--probes", str(self.adapter.parent / "probes")]
@@ -83,6 +98,7 @@ class Workshop:
             capture_output=True,
             text=True,
             timeout=900,
+            preexec_fn=limited,
         )
         assert (where / "run.json").exists(), done.stdout + done.stderr
         return done.returncode, read_run(where)
@@ -241,6 +257,85 @@ def test_the_three_failures_of_the_thesis_are_one_failure_and_two_blocked(worksh
     _, run = broken.gates("partial")
     assert_one_failure(run, "quantize_q4_ok", [*GGUF[4:], *Q4, *RUNTIMES], "tensor x has invalid data")
     assert not list(broken.cache.glob("store/gguf.quantize*.part"))
+
+
+def assert_explained(run: Run, failed: str, cause: str, fix: str) -> None:
+    """The report names the cause first, with a fix to paste, and says what waits behind it."""
+    gate = next(gate for gate in run.gates if gate.expected.gate == failed)
+    assert [finding.id for finding in gate.outcome.causes][:1] == [cause], gate.outcome.reason
+    assert fix in gate.outcome.causes[0].fix
+    html = (run.folder / "report.html").read_text()
+    assert html.index("Blocked by it, and never tested") < html.index("<h2>Gates</h2>")
+    said = subprocess.run([sys.executable, "-m", "assay", "explain", str(run.folder)], capture_output=True, text=True)
+    assert gate.outcome.causes[0].fix in said.stdout
+
+
+THESIS = ["quantize_q4_ok", "llama_cli_smoke_ok", "llama_cpp_python_smoke_ok"]
+"""What failed in the thesis, and nobody found out why."""
+
+
+def thesis(run: Run) -> list[Status]:
+    return [statuses(run)[gate] for gate in THESIS]
+
+
+def test_the_three_failures_from_a_program_that_does_not_run(workshop: Workshop, healthy: Run) -> None:
+    broken = workshop.with_toolchain("libraries")
+    for library in broken.program("llama-quantize").parent.glob("libllama*.so*"):
+        library.unlink()
+    _, run = broken.gates("libraries", "-k", "gguf")
+    assert thesis(run) == [Status.BLOCKED] * 3
+    assert_explained(run, "toolchain_ready", "tool-library-missing", "nox -s toolchain")
+    assert thesis(healthy) == [Status.PASSED] * 3, "with the toolchain that the fix builds"
+
+
+def test_the_three_failures_from_versions_that_differ(workshop: Workshop, healthy: Run) -> None:
+    broken = workshop.with_toolchain("skew")
+    binding = broken.program("llama-cli").parents[1] / "python" / "llama_cpp" / "__init__.py"
+    binding.write_text(binding.read_text() + '\n__version__ = "0.2.90"\n')
+    _, run = broken.gates("skew", "-k", "gguf")
+    assert thesis(run) == [Status.BLOCKED] * 3
+    assert_explained(run, "toolchain_ready", "tool-version-skew", "unset ASSAY_LLAMA_CPP && nox -s toolchain")
+
+
+def test_the_three_failures_from_a_disk_that_is_full(workshop: Workshop, healthy: Run) -> None:
+    """Merging and converting just fitted: what they made is there, and no larger file can be written."""
+    full = Workshop(folder=workshop.folder / "full", adapter=workshop.adapter)
+    (full.cache / "store").mkdir(parents=True)
+    for name in ("bases", "toolchains"):
+        (full.cache / name).symlink_to(workshop.cache / name)
+    behind = ("gguf.quantize", "smoke", "distribution")
+    for slot in (workshop.cache / "store").iterdir():
+        if slot.is_dir() and not slot.name.startswith(behind):
+            (full.cache / "store" / slot.name).symlink_to(slot)
+    limit = 20_000_000
+    _, run = full.gates("full", "-k", "gguf", file_bytes=limit)
+    assert thesis(run) == [Status.FAILED, Status.BLOCKED, Status.BLOCKED]
+    assert_explained(run, "quantize_q4_ok", "disk-full", "ASSAY_CACHE=/larger/disk")
+    assert not list(full.cache.glob("store/gguf.quantize*.part"))
+    _, run = full.gates("roomy", "-k", "gguf")
+    assert thesis(run) == [Status.PASSED] * 3, "on a disk with room for it, as the fix says"
+
+
+def test_the_three_failures_from_a_value_beyond_f16_pass_in_bf16(
+    workshop: Workshop, healthy: Run, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in find_base(EMBEDDED).path.iterdir():
+        (base / file.name).symlink_to(file)
+
+    def edit(tensors: dict[str, Any]) -> None:
+        # A weight of a channel that is switched off: the model is the same but for one channel of 1536.
+        tensors["model.layers.0.mlp.gate_proj.weight"][0] = 0
+        tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 1e5
+
+    edit_checkpoint(base, edit)
+    given = ["--base", str(base), "--trained-on", EMBEDDED, "-k", "gguf"]
+    _, run = workshop.gates("beyond", *given)
+    assert thesis(run) == [Status.BLOCKED] * 3
+    assert_explained(run, "merge_ok", "overflows-f16", "nox -s gates -- --gguf-dtype bf16")
+    _, run = workshop.gates("in bf16", *given, "--gguf-dtype", "bf16")
+    assert thesis(run) == [Status.PASSED] * 3
 
 
 def test_a_quantizer_that_reports_success_and_writes_nothing_fails(workshop: Workshop, healthy: Run) -> None:

@@ -269,8 +269,8 @@ def memory(patient: Patient) -> Iterator[Finding]:
     merged, reference = needs["bytes_16bit"] + PROCESS_BYTES, 2 * needs["bytes_16bit"] + PROCESS_BYTES
     fix = "take a machine with more, or close what uses it; `assay plan BASE` names the smallest card"
     if loaded > room and merged > host:
-        free = f"{_gb(room)} of {where} and {_gb(host)} of memory"
-        text = f"loading takes {_gb(loaded)}, merging {_gb(merged)}; free are {free}"
+        there = f"{_gb(room)} of {where} and {_gb(host)} of memory"
+        text = f"loading takes {_gb(loaded)}, merging {_gb(merged)}; free are {there}"
         yield Finding(check="memory", level=Level.STOPS, text=text, fix=fix)
         return
     forms = [("loading in 4 bits", loaded, room, "base_quant_load_ok"), ("merging", merged, host, "merge_ok")]
@@ -324,7 +324,7 @@ def fallbacks(patient: Patient) -> Iterator[Finding]:
         f"{len(forced)} of {len(matrices)} matrices have rows that are no multiple of 256 and become larger types "
         f"({first} {gguf_type(first, matrices[first], blocks, tied)}): {bits:.2f} bits a weight"
     )
-    fix = "nothing to do; Q5_K_M or Q8_0 may be as small"
+    fix = "none for Q4_K_M: a row is as long as the model is wide. Compare with Q5_K_M and Q8_0, which may be as small"
     yield Finding(check="fallbacks", level=Level.NOTE, text=text, fix=fix)
 
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from assay.errors import refuse_unknown_keys
 from assay.record import Judged, Run, Status, read_run
-from assay.report.text import evidence_to_send, printable, subject
+from assay.report.text import cause_is_unknown, evidence_to_send, printable, subject
 
 EXPLAINED = tuple(status for status in Status if status not in (Status.PASSED, Status.BLOCKED, Status.MISSING))
 
@@ -58,7 +58,7 @@ def _explain(console: Console, record: Run, one: Judged) -> None:
         more = [text for text in (finding.affects, finding.link) if text]
         if more:
             console.print(f"  more:  {escape(', '.join(more))}", style="dim")
-    if outcome.status in EXPLAINED and not outcome.causes:
+    if cause_is_unknown(one):
         console.print("  [yellow]cause[/]: unknown. To have it looked into, send:")
         for line in evidence_to_send(record, one):
             console.print(f"    {escape(line)}")

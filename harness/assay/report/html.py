@@ -11,7 +11,7 @@ from assay.execution import last_lines
 from assay.gate import Gate, read_gates
 from assay.paths import GATES
 from assay.record import Judged, Run, Status
-from assay.report.text import evidence_to_send, headline, subject, why
+from assay.report.text import cause_is_unknown, evidence_to_send, headline, subject, why
 
 
 def render_html(run: Run) -> str:
@@ -63,7 +63,7 @@ def diagnoses(run: Run) -> list[dict[str, Any]]:
                 "reason": why(gate),
                 "causes": gate.outcome.causes,
                 "blocked": blocked,
-                "send": [] if gate.outcome.causes else evidence_to_send(run, gate),
+                "send": evidence_to_send(run, gate) if cause_is_unknown(gate) else [],
             }
         )
     # What blocks a release comes first.

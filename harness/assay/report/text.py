@@ -30,6 +30,11 @@ def why(gate: Judged) -> str:
     return gate.outcome.reason.split("\n")[0]
 
 
+def cause_is_unknown(gate: Judged) -> bool:
+    """Whether it did not pass and nobody knows why. What is inconclusive says itself what it lacks."""
+    return gate.outcome.status in (Status.FAILED, Status.ERROR, Status.UNAVAILABLE) and not gate.outcome.causes
+
+
 def evidence_to_send(run: Run, one: Judged) -> list[str]:
     """What somebody else needs to find a cause that is not known."""
     key = f'"gate": "{one.outcome.gate}"'
