@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 from assay.cli import reference
 from assay.gate import read_gates
@@ -11,6 +13,8 @@ from assay.record import Status, Verdict, read_run
 from assay.report.html import render_html
 from assay.report.junit import render_junit
 from assay.report.text import render_markdown
+from assay.zoo import coverage as zoo_coverage
+from assay.zoo import open_zoo
 
 
 def test_the_gate_reference_is_the_gates_own_words() -> None:
@@ -37,6 +41,46 @@ def test_both_readmes_explain_every_status() -> None:
         assert {match[1] for match in re.finditer(r"^\| `(\w+)`", text, re.MULTILINE)} == {s.value for s in Status}, (
             name
         )
+
+
+def coverage() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((REPOSITORY / "docs" / "coverage.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_coverage_document_is_what_the_zoo_showed() -> None:
+    made = (REPOSITORY / "docs" / "coverage.md").read_text(encoding="utf-8")
+    assert made == zoo_coverage.render(coverage()), "run `assay zoo --jobs 2 --publish`"
+
+
+def test_coverage_and_code_hold_the_same_specimens_and_gates() -> None:
+    defects, variants = open_zoo()
+    seen = coverage()
+    assert set(seen["defects"]) == set(defects)
+    assert set(seen["variants"]) == set(variants)
+    assert set(seen["gates"]) == {gate.id for gate in read_gates(GATES)}
+    assert not seen["quick"]
+    for name, one in seen["defects"].items():
+        known = defects[name]
+        assert (one["place"], one["silent"], one["cause"]) == (known.place.value, known.silent, known.cause), name
+
+
+def test_every_defect_is_caught_where_it_should_be_first_and_explained() -> None:
+    defects, _ = open_zoo()
+    for name, one in coverage()["defects"].items():
+        assert one["not_here"] is None, name
+        assert one["caught_by"][:1] == [defects[name].first], name
+        assert one["cause_named_by"], name
+
+
+def test_every_gate_is_the_first_to_catch_something() -> None:
+    first = {one["caught_by"][0] for one in coverage()["defects"].values()}
+    assert first == {gate.id for gate in read_gates(GATES)}
+
+
+def test_nothing_is_said_against_a_healthy_variant() -> None:
+    for name, one in coverage()["variants"].items():
+        assert (one["not_here"], one["alarms"], one["causes_that_fit"]) == (None, [], []), name
 
 
 def test_every_file_that_the_readme_links_to_is_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,33 @@ def test_output_goes_to_the_log_and_the_exit_code_is_kept(tmp_path: Path) -> Non
     assert (finished.exit_code, finished.timed_out) == (3, False)
     assert set((tmp_path / "log").read_text().split()) == {"out", "err"}
     assert finished.peak_rss_bytes > 1_000_000
+
+
+def test_a_fork_is_under_the_same_rules_as_a_program(tmp_path: Path) -> None:
+    def work() -> int:
+        print("out", sys.stdin.read() if os.isatty(0) else repr(os.read(0, 1)))
+        subprocess.run(["sh", "-c", "echo err >&2"], check=True)
+        return 3
+
+    finished = execution.fork(work, cwd=tmp_path, log=tmp_path / "log", deadline_seconds=30)
+    assert (finished.exit_code, finished.timed_out) == (3, False)
+    assert (tmp_path / "log").read_text().split() == ["out", "b''", "err"]
+    assert finished.peak_rss_bytes > 1_000_000
+
+
+def test_a_fork_that_raises_leaves_its_traceback_and_one_that_hangs_is_killed(tmp_path: Path) -> None:
+    def raises() -> int:
+        raise ValueError("in the fork")
+
+    assert execution.fork(raises, cwd=tmp_path, log=tmp_path / "log", deadline_seconds=30).exit_code == 1
+    assert "ValueError: in the fork" in (tmp_path / "log").read_text()
+
+    def hangs() -> int:
+        time.sleep(60)
+        return 0
+
+    finished = execution.fork(hangs, cwd=tmp_path, log=tmp_path / "log", deadline_seconds=0.5)
+    assert (finished.exit_code, finished.timed_out) == (-9, True)
 
 
 def test_stdin_is_closed(tmp_path: Path) -> None:

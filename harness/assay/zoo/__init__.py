@@ -25,10 +25,11 @@ class NotHere(Exception):
 class Place(StrEnum):
     """The class of a defect: where in the chain it enters."""
 
-    DATA = "training data"
+    DATA = "training"
     ADAPTER = "adapter"
     BASE = "base"
-    BNB = "4-bit and mounting"
+    TOKENIZER = "tokenizer and template"
+    BNB = "base load and mounting"
     MERGE = "merge"
     CONVERT = "convert"
     QUANTIZE = "quantize"

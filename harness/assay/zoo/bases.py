@@ -18,14 +18,14 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-@defect(Place.BASE, first=LOAD, cause="base-without-template", quick=True)
+@defect(Place.TOKENIZER, first=LOAD, cause="base-without-template", quick=True)
 def base_without_template(scene: Scene) -> None:
     """No chat template: transformers, llama.cpp and its binding each make up another prompt."""
     (scene.base / "chat_template.jinja").unlink(missing_ok=True)
     edit_json(scene.base / "tokenizer_config.json", lambda config: config.pop("chat_template", None))
 
 
-@defect(Place.BASE, first=LOAD, cause="base-two-templates", quick=True)
+@defect(Place.TOKENIZER, first=LOAD, cause="base-two-templates", quick=True)
 def two_templates_that_disagree(scene: Scene) -> None:
     """Two templates: transformers uses the .jinja file, the converter the one in tokenizer_config.json."""
     edit_json(
@@ -74,7 +74,7 @@ def base_is_a_pickle(scene: Scene) -> None:
     (scene.base / "pytorch_model.bin").write_bytes(pickle.dumps({}))
 
 
-@defect(Place.BASE, first=LOAD, cause="base-without-tokenizer", silent=False, quick=True)
+@defect(Place.TOKENIZER, first=LOAD, cause="base-without-tokenizer", silent=False, quick=True)
 def base_without_tokenizer(scene: Scene) -> None:
     """The tokenizer was not copied along."""
     for name in ("tokenizer.json", "tokenizer.model"):
@@ -158,7 +158,7 @@ def outlier_channels(scene: Scene) -> None:
     edit_tensors(scene.adapter / WEIGHTS, edit_adapter)
 
 
-@defect(Place.BASE, first="prompt_parity_ok", cause="system-turn-dropped")
+@defect(Place.TOKENIZER, first="prompt_parity_ok", cause="system-turn-dropped")
 def template_drops_the_system_turn(scene: Scene) -> None:
     """The template passes over system turns: transformers drops them in silence, llama.cpp puts them elsewhere."""
     template = (
@@ -170,7 +170,7 @@ def template_drops_the_system_turn(scene: Scene) -> None:
     replace_text(scene.base / "chat_template.jinja", template)
 
 
-@defect(Place.BASE, first="data_labels_ok", cause="no-end-token", silent=False)
+@defect(Place.TOKENIZER, first="data_labels_ok", cause="no-end-token", silent=False)
 def base_without_end_token(scene: Scene) -> None:
     """Neither config names an end token: an answer could only end at the limit."""
     for name in ("config.json", "generation_config.json"):

@@ -70,13 +70,13 @@ def _quantized(scene: Scene, patch: Patch) -> None:
     _after(scene, "gguf.quantize", _edited(patch))
 
 
-@defect(Place.CONVERT, first=CONVERT, cause="gguf-without-template")
+@defect(Place.TOKENIZER, first=CONVERT, cause="gguf-without-template")
 def template_lost(scene: Scene) -> None:
     """The GGUF has no chat template: three runtimes make up three prompts."""
     _converted(scene, lambda reader: _hide(reader, "tokenizer.chat_template"))
 
 
-@defect(Place.CONVERT, first=CONVERT, cause="gguf-stale-template")
+@defect(Place.TOKENIZER, first=CONVERT, cause="gguf-stale-template")
 def stale_template_embedded(scene: Scene) -> None:
     """The converter took a stale template."""
 
@@ -87,7 +87,7 @@ def stale_template_embedded(scene: Scene) -> None:
     _converted(scene, patch)
 
 
-@defect(Place.CONVERT, first=CONVERT, cause="gguf-wrong-end")
+@defect(Place.TOKENIZER, first=CONVERT, cause="gguf-wrong-end")
 def end_token_wrong_in_gguf(scene: Scene) -> None:
     """The GGUF ends answers at another token: they run to the limit."""
 
@@ -203,7 +203,7 @@ def context_length_lost_in_gguf(scene: Scene) -> None:
     _converted(scene, patch)
 
 
-@defect(Place.CONVERT, first="gguf_parity_ok", cause="gguf-added-token-split")
+@defect(Place.TOKENIZER, first="gguf_parity_ok", cause="gguf-added-token-split")
 def added_token_lost_its_type(scene: Scene) -> None:
     """An added token is a plain word in the GGUF: in a prompt it is cut into pieces."""
 
@@ -215,7 +215,7 @@ def added_token_lost_its_type(scene: Scene) -> None:
     _converted(scene, patch)
 
 
-@defect(Place.CONVERT, first="token_parity_ok", cause="gguf-pre-tokenizer")
+@defect(Place.TOKENIZER, first="token_parity_ok", cause="gguf-pre-tokenizer")
 def pre_tokenizer_of_another_model(scene: Scene) -> None:
     """The GGUF names another pre-tokenizer, as after adding a hash by hand: numbers and code are cut otherwise."""
 

@@ -6,8 +6,11 @@ run of the gates: the same tests, workers, tools, record.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -149,11 +152,22 @@ class Keeper:
 
     def _digest(self, specimen: Specimen) -> str:
         """What a specimen's outcome depends on, but for the tools: a folder is of one machine."""
-        make = getattr(specimen.make, "func", specimen.make)
-        sources = digest_files(Path(__file__).parent, ["scene.py", f"{make.__module__.rpartition('.')[2]}.py"])
+        sources = hashlib.sha256(self._source(specimen).encode()).hexdigest()
         gates = digest_files(paths.GATES, sorted(file.name for file in paths.GATES.glob("*.py")))
         adapter = self.adapter.digest
         return f"{workers_digest()[:12]}-{sources[:12]}-{gates[:12]}-{self.candidate.base.digest[:12]}-{adapter[:12]}"
+
+    def _source(self, specimen: Specimen) -> str:
+        """The code that makes a specimen: its own function, its module's helpers, and the scene."""
+        make = _function(specimen)
+        others = {_function(one) for one in (*self.defects.values(), *self.variants.values())} - {make}
+        module = sys.modules[make.__module__]
+        helpers = [one for one in vars(module).values() if inspect.isfunction(one) and one not in others]
+        texts = [inspect.getsource(one) for one in helpers if one.__module__ == module.__name__]
+        given = re.sub(r" at 0x\w+", "", repr(getattr(specimen.make, "keywords", None)))
+        scene = (Path(__file__).parent / "scene.py").read_text(encoding="utf-8")
+        # What a decorator says of a defect does not change what it is.
+        return "\n".join([*(re.sub(r"(?s)^@.*?(?=^def )", "", text, flags=re.M) for text in texts), given, scene])
 
     @staticmethod
     def _scratch() -> Path:
@@ -237,6 +251,10 @@ class Keeper:
             else:
                 causes[id] = found
         return Judged(**{**vars(judged), "causes": causes, "fits": fits})
+
+
+def _function(specimen: Specimen) -> Any:
+    return getattr(specimen.make, "func", specimen.make)
 
 
 _keeper: Keeper | None = None

@@ -220,7 +220,7 @@ def norm_epsilon_changed(scene: Scene) -> None:
     _config(scene, "config.json", lambda config: config.update(rms_norm_eps=1e-2))
 
 
-@defect(Place.MERGE, first=EXACT, cause="merge-tokenizer-changed")
+@defect(Place.TOKENIZER, first=EXACT, cause="merge-tokenizer-changed")
 def tokenizer_merges_lost(scene: Scene) -> None:
     """tokenizer.json was saved again and lost its last thousand merges: text is cut otherwise."""
 
@@ -230,7 +230,7 @@ def tokenizer_merges_lost(scene: Scene) -> None:
     _config(scene, "tokenizer.json", edit)
 
 
-@defect(Place.MERGE, first=EXACT, cause="merge-template-changed")
+@defect(Place.TOKENIZER, first=EXACT, cause="merge-template-changed")
 def another_template_saved(scene: Scene) -> None:
     """The merged folder has a template of the exporter's own."""
 
@@ -241,7 +241,7 @@ def another_template_saved(scene: Scene) -> None:
     after_merging(scene, change)
 
 
-@defect(Place.MERGE, first=EXACT, cause="merge-ends-otherwise")
+@defect(Place.TOKENIZER, first=EXACT, cause="merge-ends-otherwise")
 def end_token_changed(scene: Scene) -> None:
     """generation_config.json ends answers at another token than the base's."""
     _config(scene, "generation_config.json", lambda config: config.update(eos_token_id=0))
