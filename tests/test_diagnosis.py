@@ -100,6 +100,8 @@ def test_every_test_of_a_fact(tmp_path: Path, test: str, fits: object, does_not:
         ("overflow in (", "overflow in ((", "no regular expression"),
         (", above = 65504.0", "", "needs one of"),
         ("fact =", 'log = "x", fact =', "names one of reason, log and fact"),
+        ("above = 65504.0", 'above = "x"', "is of another kind"),
+        ("log = ", "above = 1, log = ", "go with a fact"),
         ("version = 1", "version = 2", "`version = 1` expected"),
         ("[[cause]]", "[[cause]", "not valid TOML"),
     ],
@@ -119,10 +121,3 @@ def test_every_cause_is_provoked_by_a_defect_and_every_defect_has_one() -> None:
     known = read_causes(GATES / FILE, IDS)
     defects, _ = open_zoo()
     assert {cause.id for cause in known.all} == {defect.cause for defect in defects.values()}
-
-
-def test_a_defect_s_cause_is_known_at_the_gate_that_sees_it_first() -> None:
-    by_id = {cause.id: cause for cause in read_causes(GATES / FILE, IDS).all}
-    defects, _ = open_zoo()
-    for defect in defects.values():
-        assert defect.first in by_id[defect.cause].gates, defect.name

@@ -102,7 +102,7 @@ def test_forced_fallbacks_are_foreseen_with_their_price(folder: Path) -> None:
 def test_memory_that_holds_some_forms_fails_those_and_one_that_holds_none_stops(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "card_bytes", list)
+    monkeypatch.setattr(doctor, "card_bytes", lambda: None)
     monkeypatch.setattr(doctor, "available_bytes", lambda: 1_900_000_000)
     seen = found(folder, "memory")
     assert [(one.level, one.gate) for one in seen] == [(Level.FAILS, "merged_distribution_ok")]
@@ -186,7 +186,7 @@ def test_json_is_the_findings_and_nothing_else(folder: Path) -> None:
 @pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "in two processes"])
 def test_a_run_in_which_nothing_can_pass_ends_before_its_first_step(folder: Path, processes: list[str]) -> None:
     (folder / "tiny.py").write_text(
-        "import assay.doctor\nassay.doctor.available_bytes = lambda: 10**8\nassay.doctor.card_bytes = list\n"
+        "import assay.doctor\nassay.doctor.available_bytes = lambda: 10**8\nassay.doctor.card_bytes = lambda: None\n"
     )
     given = ["--base", str(folder / "base"), "--adapter", f"style={folder / 'adapter'}", "--run", str(folder / "out")]
     command = [sys.executable, "-m", "pytest", "gates", "-q", "-p", "no:cacheprovider", "-p", "tiny", *processes]
@@ -199,11 +199,16 @@ def test_a_run_in_which_nothing_can_pass_ends_before_its_first_step(folder: Path
         timeout=120,
     )
     run = read_run(folder / "out")
-    assert {gate.outcome.status for gate in run.gates} == {Status.BLOCKED}, done.stdout
-    assert {gate.outcome.blocked_by for gate in run.gates} == {"doctor"}
-    assert "of memory" in run.gates[0].outcome.reason
+    need_no_model = {"adapter_files_ok", "toolchain_ready"}
+    blocked = [gate.outcome for gate in run.gates if gate.expected.gate not in need_no_model]
+    assert {outcome.status for outcome in blocked} == {Status.BLOCKED}, done.stdout
+    assert {outcome.blocked_by for outcome in blocked} == {"doctor"}
+    assert "of memory" in blocked[0].reason
     assert run.verdict is Verdict.HOLD
     steps = {path.name.partition("-")[0] for path in (folder / "out" / "steps").glob("*")}
-    assert steps <= {"canary.sing"}, "the doctor's own canary, and nothing that loads a model"
+    assert steps <= {"canary.sing", "adapter.inspect"}, "nothing that loads a model"
+    said = assay("explain", str(folder / "out")).stdout
+    assert "of memory" in said
+    assert "assay plan" in said
     assert any(one["level"] == "stops" for one in run.doctor)
     assert "Seen before the first step" in (folder / "out" / "report.html").read_text()

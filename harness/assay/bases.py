@@ -53,8 +53,13 @@ class Base:
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
-def find_base(spec: str, revision: str | None = None, relative_to: Path | None = None) -> Base:
+def find_base(
+    spec: str, revision: str | None = None, relative_to: Path | None = None, *, offline: bool = False
+) -> Base:
     """The base that `spec` names: `smollm2-135m-instruct`, a folder, or a hub id.
+
+    Args:
+        offline: of a hub id, look only at what was downloaded before.
 
     Raises:
         InputError: it is not there, or cannot be used: no safetensors, no chat template, quantized.
@@ -68,7 +73,7 @@ def find_base(spec: str, revision: str | None = None, relative_to: Path | None =
         elif spec.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
             raise InputError(f"{path}: no such folder. A base is a folder, a hub id (owner/name) or {EMBEDDED!r}.")
         else:
-            base = Base(id=spec, revision=revision, path=from_hub(spec, revision, list(CONTENT)))
+            base = Base(id=spec, revision=revision, path=from_hub(spec, revision, list(CONTENT), offline=offline))
     _refuse_unusable(base)
     return base
 
@@ -90,7 +95,7 @@ def _refuse_unusable(base: Base) -> None:
     _ = base.tensors
 
 
-def from_hub(repository: str, revision: str | None, patterns: list[str]) -> Path:
+def from_hub(repository: str, revision: str | None, patterns: list[str], *, offline: bool = False) -> Path:
     """A hub repository's files in the hub's own cache.
 
     Raises:
@@ -99,7 +104,8 @@ def from_hub(repository: str, revision: str | None, patterns: list[str]) -> Path
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        found = snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=offline)
+        return Path(found)
     except Exception as problem:  # hub errors, HTTP errors and OS errors: all mean that it is not to be had
         first = str(problem).strip().split("\n")[0]
         where = f"{repository}@{revision}" if revision else repository

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from assay import paths
 from assay.bases import Base, find_base, from_hub
 from assay.checkpoint import read_json
 from assay.dataset import Dataset, Sample, read_dataset
@@ -196,6 +197,27 @@ def given_candidate(base: str, adapters: list[str], revision: str | None, traine
         parsed.append(Adapter(name=_adapter_name(name), source=source, trained_on=trained_on))
     name = Path(base).name or base
     return Candidate(name=name, base_spec=base, revision=revision, adapters=_some(parsed), folder=Path.cwd())
+
+
+def chosen_candidate(
+    file: str | Path | None, base: str | None, adapters: list[str], revision: str | None, trained_on: str | None
+) -> Candidate | None:
+    """The candidate that the options name, else the quickstart's; None if neither is there.
+
+    Raises:
+        InputError: options that contradict each other, or a candidate that cannot be read.
+    """
+    if file and (base or adapters):
+        raise InputError("Give either --candidate FILE or --base BASE with --adapter NAME=WHERE, not both.")
+    if base:
+        return given_candidate(base, adapters, revision, trained_on)
+    if adapters:
+        raise InputError("--adapter needs --base BASE: which model was it trained on?")
+    if revision or trained_on:
+        raise InputError("--revision and --trained-on go with --base; a candidate file says both itself.")
+    if file or paths.QUICKSTART.exists():
+        return read_candidate(Path(file or paths.QUICKSTART))
+    return None
 
 
 def _adapter_name(name: str) -> str:

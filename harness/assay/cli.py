@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from assay import __version__, paths
-from assay.candidate import Candidate, given_candidate, read_candidate
+from assay.candidate import Candidate, chosen_candidate
 from assay.errors import AssayError, Inconclusive, InputError
 from assay.gate import Gate, read_gates
 from assay.policy import read_policy
@@ -139,15 +139,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def _candidate(arguments: argparse.Namespace) -> Candidate | None:
-    """The candidate named, else the quickstart's, else none."""
-    if arguments.candidate and (arguments.base or arguments.adapter):
-        raise InputError("Give either --candidate FILE or --base BASE with --adapter NAME=WHERE, not both.")
-    if arguments.base:
-        return given_candidate(arguments.base, arguments.adapter, arguments.revision, arguments.trained_on)
-    if arguments.candidate or paths.QUICKSTART.exists():
-        return read_candidate(arguments.candidate or paths.QUICKSTART)
-    return None
+def _candidate(of: argparse.Namespace) -> Candidate | None:
+    return chosen_candidate(of.candidate, of.base, of.adapter, of.revision, of.trained_on)
 
 
 def _run_and_gate(run: Path | None, gate: str | None) -> tuple[Path, str | None]:

@@ -36,6 +36,8 @@ class Evidence:
     def found(self, seen: Any) -> tuple[str, dict[str, str]] | None:
         """What of it was seen, in words, and the named groups of its expression; None if it is not there."""
         words: dict[str, str] = {}
+        if seen is None:  # a fact that is not there is no evidence, not even of emptiness
+            return None
         shown = str(seen)
         for test, wanted in self.tests.items():
             if test == "matches":
@@ -178,8 +180,13 @@ def _evidence(where: str, entries: list[dict[str, Any]]) -> Iterator[Evidence]:
         if len(places) != 1:
             raise InputError(f"{where}: each piece of evidence names one of reason, log and fact; {places} seen.")
         place, tests = places[0], {key: value for key, value in entry.items() if key in _TESTS}
+        if place != "fact" and tests:
+            raise InputError(f"{where}: {place} is an expression of its own; {', '.join(tests)} go with a fact.")
         if place != "fact":
             tests = {"matches": entry[place]}
+        for test, kind in (("matches", str), ("above", int | float), ("below", int | float), ("empty", bool)):
+            if test in tests and not isinstance(tests[test], kind):
+                raise InputError(f"{where}: {test} = {tests[test]!r} is of another kind than expected.")
         for pattern in [tests["matches"]] if "matches" in tests else []:
             try:
                 re.compile(pattern)

@@ -7,7 +7,9 @@ adapter's files, the toolchain), the gate itself is asked.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -20,10 +22,10 @@ from functools import cached_property
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from assay import paths
-from assay.bases import EMBEDDED, Base, embedded_home
+from assay.bases import EMBEDDED, Base, embedded_home, find_base
 from assay.bench import Bench
 from assay.candidate import Adapter, Candidate
 from assay.checkpoint import read_json
@@ -36,6 +38,7 @@ from assay.model_files import end_token_id
 from assay.plan import Shapes, forecast, gguf_type, shapes_from_headers
 from assay.record import Outcome, Status, StepUse
 from assay.step import Step
+from assay.steps import LoadNf4, Merge
 from assay.store import Artifact
 from assay.toolchain import find_toolchain
 from assay.workers import Work
@@ -46,6 +49,9 @@ PROCESS_BYTES = 1_500_000_000
 HASHED_AT_ONCE_BYTES = 3_000_000_000
 """A base of more is not hashed here: sha256 takes a second for two gigabytes."""
 BARELY_ANY_DISK_BYTES = 100_000_000
+TORCH_WITH_CUDA = "https://download.pytorch.org/whl/cu130"
+NEED_NO_MODEL = ("adapter_files_ok", "toolchain_ready")
+"""Gates, beside those of the dataset, that can be judged where the model cannot be loaded."""
 
 
 class Level(StrEnum):
@@ -75,21 +81,34 @@ class Finding:
 
 
 class Patient:
-    """What is examined: a candidate (None for the machine alone), with a bench that can make the canary."""
+    """What is examined: a candidate (None for the machine alone), with a bench that can make the canary.
 
-    def __init__(self, candidate: Candidate | None, bench: Bench) -> None:
+    Args:
+        in_run: the gates follow at once: what they need anyway may be fetched and hashed now.
+    """
+
+    def __init__(self, candidate: Candidate | None, bench: Bench, *, in_run: bool = False) -> None:
         self.candidate = candidate
         self.bench = bench
+        self.in_run = in_run
 
     @cached_property
-    def base(self) -> Base | None:
-        """The base, if it is on this machine and usable."""
-        if self.candidate is None or not is_here(self.candidate):
+    def found_base(self) -> Base | AssayError | None:
+        """The base, or why it cannot be used; None if it is not on this machine and is not to be fetched now."""
+        candidate = self.candidate
+        if candidate is None or (candidate.base_spec == EMBEDDED and not embedded_home().exists() and not self.in_run):
             return None
         try:
-            return self.candidate.base
-        except (AssayError, OSError):
-            return None
+            if self.in_run:
+                return candidate.base
+            return find_base(candidate.base_spec, candidate.revision, candidate.folder, offline=True)
+        except AssayError as problem:
+            return None if "not to be had from the hub" in str(problem) and not self.in_run else problem
+
+    @property
+    def base(self) -> Base | None:
+        """The base, if it is here and usable."""
+        return self.found_base if isinstance(self.found_base, Base) else None
 
     @cached_property
     def shapes(self) -> Shapes | None:
@@ -100,21 +119,18 @@ class Patient:
         except (AssayError, OSError):
             return None
 
+    @cached_property
+    def may_hash(self) -> bool:
+        """Whether the base's digest, which names every step, is to be had in a second or two."""
+        size = sum(tensor.nbytes for tensor in self.base.tensors.values()) if self.base else 0
+        return self.in_run or size <= HASHED_AT_ONCE_BYTES
 
-def is_here(candidate: Candidate) -> bool:
-    """Whether looking at the base neither downloads nor makes it."""
-    spec = candidate.base_spec
-    if spec == EMBEDDED:
-        return embedded_home().exists()
-    if (candidate.folder / Path(spec).expanduser()).is_dir() or spec.startswith((".", "/", "~")):
-        return True
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(spec, revision=candidate.revision, allow_patterns=["*.safetensors"], local_files_only=True)
-    except Exception:  # of many kinds, and all mean that it is not here
-        return False
-    return True
+    def has(self, step: Callable[[], Step]) -> bool:
+        """Whether a step was made before, so that it costs nothing any more."""
+        try:
+            return self.may_hash and self.bench.has(step())
+        except (AssayError, OSError):
+            return False
 
 
 def examine(patient: Patient) -> Iterator[tuple[str, list[Finding], float]]:
@@ -123,8 +139,9 @@ def examine(patient: Patient) -> Iterator[tuple[str, list[Finding], float]]:
         started = time.monotonic()
         try:
             found = list(check(patient))
-        except (AssayError, OSError, ArithmeticError, ImportError, KeyError) as problem:
-            found = [Finding(check=check.__name__, level=Level.NOTE, text=f"could not be examined: {problem}")]
+        except Exception as problem:  # a malformed file must not keep the gates from judging it
+            text = f"could not be examined: {type(problem).__name__}: {problem}"
+            found = [Finding(check=check.__name__, level=Level.NOTE, text=text)]
         yield check.__name__, found, time.monotonic() - started
 
 
@@ -162,28 +179,34 @@ def gpu(patient: Patient) -> Iterator[Finding]:
             yield Finding(check="gpu", level=Level.FINE, text="none: everything runs on the processor")
         return
     yield Finding(check="gpu", level=Level.FINE, text="; ".join(seen))
+    if not torch_knows_gpus():
+        torch = version("torch")
+        text = f"torch {torch} is built for the processor only, so the GPU stands idle"
+        fix = f"pip install --force-reinstall torch=={torch.partition('+')[0]} --index-url " + TORCH_WITH_CUDA
+        yield Finding(check="gpu", level=Level.NOTE, text=text, fix=fix)
+
+
+def torch_knows_gpus() -> bool:
+    """Whether the torch that is installed was built for CUDA, as far as its name and needs tell."""
     try:
         torch, needs = version("torch"), distribution("torch").requires or []
     except PackageNotFoundError:
-        return
-    if "+cpu" in torch or not ("+cu" in torch or any("nvidia" in need for need in needs)):
-        text = f"torch {torch} is built for the processor only, so the GPU stands idle"
-        fix = "pip install torch --index-url https://download.pytorch.org/whl/cu130"
-        yield Finding(check="gpu", level=Level.NOTE, text=text, fix=fix)
+        return False
+    return "+cpu" not in torch and ("+cu" in torch or any("nvidia" in need or "cuda" in need for need in needs))
 
 
 def base(patient: Patient) -> Iterator[Finding]:
     """The base is whole, unquantized, and has one chat template and a tokenizer."""
-    candidate = patient.candidate
+    candidate, found = patient.candidate, patient.found_base
     if candidate is None:
         return
-    if not is_here(candidate):
+    if found is None:
         text = f"{candidate.base_spec} is not on this machine yet, so its headers cannot be looked at"
         fix = f"hf download {candidate.base_spec}" if candidate.base_spec != EMBEDDED else "nox -s train -- quickstart"
         yield Finding(check="base", level=Level.NOTE, text=text, fix=fix)
-        return
-    yield from _judged(patient.bench, "base", "base_is_usable", "base_quant_load_ok", {"candidate": candidate})
-    if patient.shapes is not None:
+    elif isinstance(found, AssayError):
+        yield _told("base", patient.bench, "base_quant_load_ok", None, found)
+    elif patient.shapes is not None:
         text = f"{candidate.base_spec}: {patient.shapes.count:,} weights in {len(patient.shapes.parameters)} tensors"
         yield Finding(check="base", level=Level.FINE, text=text)
 
@@ -192,15 +215,19 @@ def adapters(patient: Patient) -> Iterator[Finding]:
     """Every adapter's files are whole and fit the base."""
     if patient.base is None or patient.candidate is None:
         return
-    size = sum(tensor.nbytes for tensor in patient.base.tensors.values())
     for adapter in patient.candidate.adapters:
-        looked_at: Adapter = adapter
-        if size > HASHED_AT_ONCE_BYTES:
-            # By name here; the gate itself compares the content.
-            looked_at = replace(adapter, recorded_base=None, trained_on=_recorded_name(adapter))
-        glance = cast(Bench, Glance(patient.bench.run))
-        given = {"bench": glance, "base": patient.base, "adapter": looked_at}
-        found = list(_judged(glance, "adapters", "test_adapter_files", "adapter_files_ok", given))
+        if not patient.in_run and not Path(adapter.source).is_dir() and not adapter.source.startswith((".", "/", "~")):
+            text = f"{adapter.name}: {adapter.source} is on the hub and was not looked at"
+            yield Finding(check="adapters", level=Level.NOTE, text=text, fix=f"hf download {adapter.source}")
+            continue
+        bench: Any = patient.bench if patient.may_hash else Glance(patient.bench.run)
+        bench.forget_used()
+        # Without its digest the base is known by name only: the gate itself will compare the content.
+        known = (
+            adapter if patient.may_hash else replace(adapter, recorded_base=None, trained_on=_recorded_name(adapter))
+        )
+        given = {"bench": bench, "base": patient.base, "adapter": known}
+        found = list(_judged(bench, "adapters", "adapter_files_ok", given))
         yield from found
         if not found:
             yield Finding(check="adapters", level=Level.FINE, text=f"{adapter.name}: whole, and fits the base")
@@ -260,33 +287,37 @@ def converter(patient: Patient) -> Iterator[Finding]:
 
 def memory(patient: Patient) -> Iterator[Finding]:
     """The model fits into memory in each form that is judged."""
-    if patient.shapes is None:
+    if patient.shapes is None or patient.base is None:
         return
-    needs, host, cards = forecast(patient.shapes), available_bytes(), card_bytes()
-    room = max(cards, default=host)
-    where = "the largest GPU" if cards else "memory"
-    loaded = needs["bytes_nf4"] + PROCESS_BYTES if cards else needs["bytes_16bit"] + PROCESS_BYTES
-    merged, reference = needs["bytes_16bit"] + PROCESS_BYTES, 2 * needs["bytes_16bit"] + PROCESS_BYTES
+    needs, host, card = forecast(patient.shapes), available_bytes(), card_bytes()
+    room, where = (host, "memory") if card is None else (card, "the GPU's memory")
+    loaded = needs["bytes_16bit" if card is None else "bytes_nf4"] + PROCESS_BYTES
+    merged = needs["bytes_16bit"] + PROCESS_BYTES
+    # In fp32; on a GPU without room for that, in bf16.
+    reference = needs["bytes_16bit"] * (2 if card is None else 1) + PROCESS_BYTES
     fix = "take a machine with more, or close what uses it; `assay plan BASE` names the smallest card"
-    if loaded > room and merged > host:
-        there = f"{_gb(room)} of {where} and {_gb(host)} of memory"
-        text = f"loading takes {_gb(loaded)}, merging {_gb(merged)}; free are {there}"
+    usable = patient.base
+    if loaded > room and merged > host and not patient.has(lambda: LoadNf4(base=usable)):
+        free = f"{_gb(room)} of {where}, {_gb(host)} of memory"
+        text = f"loading takes {_gb(loaded)}, merging {_gb(merged)}; free are {free}"
         yield Finding(check="memory", level=Level.STOPS, text=text, fix=fix)
         return
-    forms = [("loading in 4 bits", loaded, room, "base_quant_load_ok"), ("merging", merged, host, "merge_ok")]
-    if not cards:
-        forms.append(("the reference in fp32", reference, host, "merged_distribution_ok"))
+    forms = [
+        ("loading in 4 bits", loaded, room, "base_quant_load_ok"),
+        ("merging", merged, host, "merge_ok"),
+        ("the reference in full precision", reference, room, "merged_distribution_ok"),
+    ]
     short = [form for form in forms if form[1] > form[2]]
-    for what, needed, free, gate in short:
-        text = f"{what} takes about {_gb(needed)}, {_gb(free)} are free"
+    for what, needed, there, gate in short:
+        text = f"{what} takes about {_gb(needed)}, {_gb(there)} are free"
         yield Finding(check="memory", level=Level.FAILS, text=text, fix=fix, gate=gate)
     if not short:
-        text = f"at most {_gb(max(form[1] for form in forms))} needed, {_gb(host)} free"
+        text = f"at most {_gb(max(form[1] for form in forms))} needed, {_gb(room)} free"
         yield Finding(check="memory", level=Level.FINE, text=text)
 
 
 def disk(patient: Patient) -> Iterator[Finding]:
-    """What merging, converting and quantizing write fits on the disk of the cache."""
+    """What merging, converting and quantizing write, and was not written before, fits on the disk of the cache."""
     folder = paths.cache()
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -294,13 +325,18 @@ def disk(patient: Patient) -> Iterator[Finding]:
         text = f"{folder}: {_gb(free)} free; not even a log can be kept"
         yield Finding(check="disk", level=Level.STOPS, text=text, fix=FREE_SPACE)
         return
-    if patient.shapes is None or patient.candidate is None:
+    if patient.shapes is None or patient.candidate is None or patient.base is None:
         yield Finding(check="disk", level=Level.FINE, text=f"{_gb(free)} free")
         return
-    needs, count = forecast(patient.shapes), max(1, len(patient.candidate.adapters))
+    needs, usable = forecast(patient.shapes), patient.base
     each = 2 * needs["bytes_16bit"] + needs["bytes_q4_k_m"]
-    text = f"{_gb(each * count)} to be written ({_gb(each)} for each of {count} adapters), {_gb(free)} free"
-    if free < each * count:
+
+    def is_made(adapter: Adapter) -> bool:
+        return patient.has(lambda: Merge(base=usable, adapter=adapter))
+
+    new = [adapter for adapter in patient.candidate.adapters if not is_made(adapter)]
+    text = f"{_gb(each * len(new))} to be written ({_gb(each)} for each of {len(new)} adapters), {_gb(free)} free"
+    if free < each * len(new):
         yield Finding(check="disk", level=Level.FAILS, text=text, fix=FREE_SPACE, gate="merge_ok")
     else:
         yield Finding(check="disk", level=Level.FINE, text=text)
@@ -332,7 +368,7 @@ def toolchain(patient: Patient) -> Iterator[Finding]:
     """llama.cpp's tools run, compute and are one commit: the canary."""
     bench = patient.bench
     bench.forget_used()
-    found = list(_judged(bench, "toolchain", "test_toolchain_ready", "toolchain_ready", {"bench": bench}))
+    found = list(_judged(bench, "toolchain", "toolchain_ready", {"bench": bench}))
     yield from found
     if not found:
         tools = find_toolchain()
@@ -356,10 +392,13 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
 
 
 class Glance:
-    """Looks at small files in this very process: a bench for the workers that import nothing heavy."""
+    """Looks at small files in this very process, by no digest: a bench for the workers that import nothing heavy."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
+        self.forget_used()
+
+    def forget_used(self) -> None:
         self.facts: dict[str, Any] = {}
         self.used: dict[str, StepUse] = {}
 
@@ -375,50 +414,60 @@ class Glance:
         return artifact
 
 
-def _judged(bench: Bench, check: str, function: str, gate: str, given: dict[str, Any]) -> Iterator[Finding]:
-    """What a gate, or a part of one, says already: nothing if it holds."""
-    gates = {one.id: one for one in read_gates(paths.GATES)}
-    module = import_module(gates[gate].test.partition(".py")[0])
-    body = getattr(module, function)
-    adapter = given.get("adapter")
-    arguments = body.__code__.co_varnames[: body.__code__.co_argcount]
+def _judged(bench: Any, check: str, id: str, given: dict[str, Any]) -> Iterator[Finding]:
+    """What a gate says already: nothing if it holds."""
+    test = next(one.test for one in read_gates(paths.GATES) if one.id == id)
+    body = getattr(import_module(test.partition(".py")[0]), test.rpartition("::")[2])
     try:
-        body(**{name: given[name] for name in arguments})
-    except (AssertionError, AssayError, OSError) as problem:
-        reason = str(problem).split("\nassert ")[0]
-        status = Status.FAILED
-        if isinstance(problem, Unavailable | Inconclusive):
-            status = Status.UNAVAILABLE if isinstance(problem, Unavailable) else Status.INCONCLUSIVE
-        name = adapter.name if adapter is not None else None
-        uses = tuple(bench.used.values())
-        outcome = Outcome(gate=gate, adapter=name, status=status, reason=reason, facts=bench.facts, steps=uses)
-        causes = read_causes(paths.GATES / CAUSES, list(gates)).fitting(bench.run, gate, outcome)
-        fix = causes[0].fix if causes else ""
-        who = f"{name}: " if name else ""
-        yield Finding(check=check, level=Level.FAILS, text=f"{who}{reason}", fix=fix, gate=gate)
+        body(**{name: given[name] for name in inspect.signature(body).parameters})
+    except Exception as problem:  # whatever it is, the gate will meet it too
+        yield _told(check, bench, id, given.get("adapter"), problem)
+
+
+def _told(check: str, bench: Any, gate: str, adapter: Adapter | None, problem: Exception) -> Finding:
+    """A gate's problem as a finding, with the fix of its likeliest cause."""
+    status = Status.FAILED
+    if isinstance(problem, Unavailable | Inconclusive):
+        status = Status.UNAVAILABLE if isinstance(problem, Unavailable) else Status.INCONCLUSIVE
+    reason = str(problem).split("\nassert ")[0]
+    if not isinstance(problem, AssertionError | AssayError | OSError):
+        reason = f"{type(problem).__name__}: {reason}"
+    name = adapter.name if adapter is not None else None
+    uses = tuple(bench.used.values())
+    outcome = Outcome(gate=gate, adapter=name, status=status, reason=reason, facts=bench.facts, steps=uses)
+    known = read_causes(paths.GATES / CAUSES, [one.id for one in read_gates(paths.GATES)])
+    causes = known.fitting(bench.run, gate, outcome)
+    text = f"{name}: {reason}" if name else reason
+    return Finding(check=check, level=Level.FAILS, text=text, fix=causes[0].fix if causes else "", gate=gate)
 
 
 def available_bytes() -> int:
     """Memory that a new process may take, of the host or of the container's limit, whichever is less."""
     found = []
-    try:
+    with contextlib.suppress(OSError, ValueError, IndexError):
         text = Path("/proc/meminfo").read_text(encoding="utf-8")
         found.append(1024 * int(re.findall(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)[0]))
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-        found.append(int(limit) - int(used))
-    except (OSError, ValueError, IndexError):
-        pass
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        # What files were read lies in memory only until somebody needs it.
+        cached = int(re.findall(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)[0])
+        found.append(limit - used + cached)
     return min(found, default=2**63)
 
 
-def card_bytes() -> list[int]:
-    """Free memory of each GPU."""
+def card_bytes() -> int | None:
+    """Free memory of the GPU that the workers use, the first that they see; None if they use none."""
+    if not torch_knows_gpus():
+        return None
     query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True)
-        return [int(line) * 2**20 for line in answer.stdout.split()]
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return []
+        free = [int(line) * 2**20 for line in answer.stdout.split()]
+        return free[int(visible) if visible.isdigit() else 0]
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return None
 
 
 def _gb(count: int) -> str:

@@ -83,6 +83,7 @@ def fork(work: Callable[[], int], *, cwd: Path, log: Path, deadline_seconds: flo
         return _attend(child, os.fdopen(reads, "rb", buffering=0), log, deadline_seconds, own_group=True)
     code = 1
     try:
+        os.close(reads)
         os.setsid()
         os.chdir(cwd)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -94,9 +95,12 @@ def fork(work: Callable[[], int], *, cwd: Path, log: Path, deadline_seconds: flo
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        # Whatever happens, no second copy of the parent goes on from here.
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
 
 def _attend(child: int, output: IO[bytes], log: Path, deadline_seconds: float, own_group: bool) -> Finished:

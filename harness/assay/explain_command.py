@@ -34,9 +34,13 @@ def run(folder: Path, name: str | None) -> int:
     for one in shown:
         _explain(console, record, one)
     if name is None:
+        _tell_doctor(console, record)
         _tell_blocked(console, record)
-        if not shown:
-            console.print(f"{record.verdict.value}: no gate failed.")
+        missing = [subject(one) for one in record.gates if one.outcome.status is Status.MISSING]
+        if missing:
+            console.print(f"never run: {escape(', '.join(missing))}")
+        if all(one.passed for one in record.gates):
+            console.print(f"{record.verdict.value}: every gate passed.")
     return 0
 
 
@@ -44,9 +48,9 @@ def _explain(console: Console, record: Run, one: Judged) -> None:
     outcome = one.outcome
     console.print(f"[bold]{escape(subject(one))}[/]  {outcome.status.value} ({one.expected.severity.value})")
     if outcome.blocked_by:
-        console.print(
-            f"  blocked by [bold]{escape(outcome.blocked_by)}[/]: assay explain {record.folder} {outcome.blocked_by}"
-        )
+        is_gate = any(outcome.blocked_by == other.expected.gate for other in record.gates)
+        where = f": assay explain {record.folder} {outcome.blocked_by}" if is_gate else ""
+        console.print(f"  blocked by [bold]{escape(outcome.blocked_by)}[/]{escape(where)}")
     for line in outcome.reason.split("\n"):
         if line.strip():
             console.print(f"  {escape(printable(line))}")
@@ -63,6 +67,14 @@ def _explain(console: Console, record: Run, one: Judged) -> None:
         for line in evidence_to_send(record, one):
             console.print(f"    {escape(line)}")
     console.print()
+
+
+def _tell_doctor(console: Console, record: Run) -> None:
+    """What was known before the first step to go wrong."""
+    for one in record.doctor:
+        if one["level"] in ("fails", "stops"):
+            console.print(f"[bold]before the first step[/]  {escape(one['check'])}: {escape(printable(one['text']))}")
+            console.print(f"  [green]fix[/]:   {escape(printable(one['fix']))}\n")
 
 
 def _tell_blocked(console: Console, record: Run) -> None:

@@ -108,7 +108,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if session := _session(item.config):
         session.bench.forget_used()
-        if session.hopeless:
+        if session.is_hopeless(gate_of(getattr(item, "function", None))):
             raise Blocked("doctor", session.hopeless)
 
 

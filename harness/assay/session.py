@@ -15,17 +15,18 @@ import pytest
 
 from assay import __version__, paths
 from assay.bench import Bench
-from assay.candidate import Candidate, given_candidate, read_candidate
+from assay.candidate import Candidate, chosen_candidate
 from assay.checkpoint import read_json
 from assay.diagnosis import FILE as CAUSES
 from assay.diagnosis import read_causes
-from assay.doctor import Finding, Level, Patient, examine
+from assay.doctor import NEED_NO_MODEL, Finding, Level, Patient, examine
 from assay.errors import AssayError, Inconclusive, InputError, StepFailed, Unavailable
 from assay.gate import Blocked, Gate, gate_of, read_gates
 from assay.machine import machine
 from assay.plan import forecast, shapes_from_headers
 from assay.policy import Policy, read_policy
 from assay.record import VERSION, Expected, Outcome, Status, append_outcome, read_run, write_json
+from assay.report.text import printable
 from assay.steps import Prompts
 from assay.store import Store
 
@@ -55,7 +56,7 @@ class GatesSession:
         self.findings: list[Finding] = []
         """What the doctor found before the first gate; of the controlling process alone."""
         self.hopeless = ""
-        """Why no gate can pass, if so."""
+        """Why no gate that needs the model can pass, if so."""
         self.run = run
         self.gates = gates
         self.policy = policy
@@ -94,25 +95,32 @@ class GatesSession:
             return cls(config, folder, paths.REPORTS / "collect-only", "none", gates, policy, candidate)
         run = _new_folder(config, candidate)
         session = cls(config, folder, run, f"{run.name}#{secrets.token_hex(4)}", gates, policy, candidate)
-        session._examine()
         session._write_expectations()
+        session._examine()
         if hasattr(config.option, "htmlpath") and not config.option.htmlpath:
             config.option.htmlpath, config.option.self_contained_html = str(run / "pytest.html"), True
         session.writes = True
         return session
 
     def _examine(self) -> None:
-        """Ask the doctor: what stops everything is known before the first expensive step."""
-        for _, findings, _ in examine(Patient(self.candidate, self.bench)):
+        """Ask the doctor, and add what it found to `run.json`: what stops everything is known before the first step."""
+        for _, findings, _ in examine(Patient(self.candidate, self.bench, in_run=True)):
             self.findings += findings
         stops = [finding for finding in self.findings if finding.level is Level.STOPS]
         self.hopeless = f"{stops[0].text}. {stops[0].fix}" if stops else ""
+        self.bench.forget_used()
+        record = read_json(self.run / "run.json")
+        write_json(self.run / "run.json", {**record, "doctor": [finding.to_json() for finding in self.findings]})
+
+    def is_hopeless(self, gate: Gate | None) -> bool:
+        """Whether a gate cannot pass for what the doctor found: one that needs the model."""
+        return bool(self.hopeless) and gate is not None and gate.per != "dataset" and gate.id not in NEED_NO_MODEL
 
     def header(self) -> list[str]:
         """What the doctor found, for the top of pytest's output."""
         told = [one for one in self.findings if one.level is not Level.FINE]
-        lines = [f"assay doctor: {one.check}: {one.text.splitlines()[0]}" for one in told]
-        return [*lines, *([f"assay doctor: no gate can pass: {self.hopeless}"] if self.hopeless else [])]
+        lines = [f"assay doctor: {one.check}: {printable(one.text.splitlines()[0])}" for one in told]
+        return [*lines, *(["assay doctor: no gate that needs the model can pass"] if self.hopeless else [])]
 
     def expected(self) -> list[Expected]:
         """Policy × candidate, in the policy's order: what the verdict will judge, whatever pytest selects."""
@@ -169,7 +177,6 @@ class GatesSession:
                 },
                 "forecast": self._forecast(),
                 "training": self._training(),
-                "doctor": [finding.to_json() for finding in self.findings],
                 "inconclusive_primary": self.policy.inconclusive_primary,
                 "expected": [vars(gate) for gate in self.expected()],
             },
@@ -300,22 +307,14 @@ def _without_introspection(text: str) -> str:
 
 
 def _candidate(config: pytest.Config) -> Candidate:
-    file, base = config.getoption("--candidate"), config.getoption("--base")
-    adapters, revision, trained_on = (config.getoption(name) for name in ("--adapter", "--revision", "--trained-on"))
-    if file and (base or adapters):
-        raise InputError("Give either --candidate FILE or --base BASE with --adapter NAME=WHERE, not both.")
-    if file and (revision or trained_on):
-        raise InputError("--revision and --trained-on go with --base; a candidate file says both itself.")
-    if base:
-        return given_candidate(base, adapters, revision, trained_on)
-    if adapters:
-        raise InputError("--adapter needs --base BASE: which model was it trained on?")
-    if not file and not paths.QUICKSTART.exists():
+    names = ("--candidate", "--base", "--adapter", "--revision", "--trained-on")
+    candidate = chosen_candidate(*(config.getoption(name) for name in names))
+    if candidate is None:
         raise InputError(
             f"{paths.QUICKSTART}: not found. Train it with `nox -s train`, or name a candidate: --candidate FILE, or "
             "--base BASE --adapter NAME=FOLDER_OR_HUB_ID."
         )
-    return read_candidate(Path(file) if file else paths.QUICKSTART)
+    return candidate
 
 
 def _new_folder(config: pytest.Config, candidate: Candidate) -> Path:

@@ -12,6 +12,7 @@ from rich.table import Table
 from assay import paths
 from assay.candidate import Candidate
 from assay.errors import InputError
+from assay.machine import gpus
 from assay.record import write_json
 from assay.zoo import OUT_OF_REACH, open_zoo
 from assay.zoo.coverage import as_json, measured, missed, rates, render, summary
@@ -44,7 +45,9 @@ def run(
     Raises:
         InputError: no candidate, or one whose base or adapter cannot be used.
     """
-    if candidate is None or not candidate.adapters:
+    if candidate is not None and not candidate.adapters:
+        raise InputError(f"{candidate.name}: it has no adapter yet, so there is nothing to break. Train it first.")
+    if candidate is None:
         raise InputError(
             f"{paths.QUICKSTART}: not found. The zoo breaks a healthy candidate: train one with `nox -s train -- "
             "quickstart`, or name yours with --candidate, or --base and --adapter."
@@ -57,6 +60,8 @@ def run(
     keeper = Keeper(candidate, folder.resolve(), quick=quick)
     specimens = keeper.specimens(names or None)
     console = Console(highlight=False, soft_wrap=True)
+    if gpus():
+        console.print("[yellow]note[/]: the zoo forks, which CUDA does not survive: it judges on the processor.")
     console.print(f"{len(specimens)} specimens of {escape(candidate.name)}, adapter {keeper.adapter.name}: {folder}")
     judged: list[Judged] = []
     for one in keeper.run(specimens, max(1, jobs)):
@@ -68,8 +73,10 @@ def run(
     write_json(folder / "coverage.json", data)
     (folder / "coverage.md").write_text(render(data), encoding="utf-8")
     if publish:
-        DOCUMENT.with_suffix(".json").write_text(as_json(data), encoding="utf-8")
-        DOCUMENT.write_text(render(data), encoding="utf-8")
+        for file, text in ((DOCUMENT.with_suffix(".json"), as_json(data)), (DOCUMENT, render(data))):
+            part = file.with_name(f".{file.name}.part")
+            part.write_text(text, encoding="utf-8")
+            part.replace(file)
     console.print()
     for line in summary(data):
         console.print(line)
@@ -89,6 +96,7 @@ def _tell(console: Console, keeper: Keeper, one: Judged, healthy: Judged, at: st
             f"[green]caught[/]    {one.name}: {escape(caught[0])}{named}" if caught else f"[red]missed[/]    {one.name}"
         )
     else:
-        alarm = f"[red]alarm[/]     {one.name}: {escape(', '.join(caught))}"
-        said = alarm if caught else f"[green]healthy[/]   {one.name}"
+        alarms = one.alarms(healthy) if one is not healthy else one.alarms(Judged(name=""))
+        alarm = f"[red]alarm[/]     {one.name}: {escape(', '.join(alarms))}"
+        said = alarm if alarms else f"[green]healthy[/]   {one.name}"
     console.print(f"{at:>10}  {said}  [dim]{one.seconds:.1f} s[/]")

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from assay.checkpoint import chat_template
 from assay.lora import WEIGHTS
 from assay.zoo import Place, defect
 from assay.zoo.scene import Scene, edit_checkpoint, edit_json, edit_tensors, replace_text, truncate
@@ -168,6 +169,15 @@ def template_drops_the_system_turn(scene: Scene) -> None:
     )
     edit_json(scene.base / "tokenizer_config.json", lambda config: config.pop("chat_template", None))
     replace_text(scene.base / "chat_template.jinja", template)
+
+
+@defect(Place.TOKENIZER, first="prompt_parity_ok", cause="thinking-defaults-differ")
+def thinking_defaults_differ(scene: Scene) -> None:
+    """The template has a thinking switch: transformers leaves it undefined, llama.cpp sets it, and they ask otherwise."""
+    text = chat_template(scene.base)
+    switch = "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    edit_json(scene.base / "tokenizer_config.json", lambda config: config.pop("chat_template", None))
+    replace_text(scene.base / "chat_template.jinja", f"{text}{{% if add_generation_prompt %}}{switch}{{% endif %}}")
 
 
 @defect(Place.TOKENIZER, first="data_labels_ok", cause="no-end-token", silent=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from assay.zoo import Place, defect
+from assay.machine import cpu_flags
+from assay.zoo import NotHere, Place, defect
 from assay.zoo.scene import Scene, around
 
 LOAD, MOUNT = "base_quant_load_ok", "<adapter>_lora_mount_ok"
@@ -109,6 +110,25 @@ def adapter_rounded_to_fp8(scene: Scene) -> None:
                 half.weight.data = half.weight.data.to(torch.float8_e4m3fn).to(half.weight.dtype)
 
     _mount(scene, change)
+
+
+READS_REPACKED = "bitsandbytes repacks 4-bit weights on this processor (AVX512-BF16), and DoRA reads them after that"
+
+
+def repacks_weights() -> bool:
+    """Whether bitsandbytes rearranges weights at the first forward, so that whoever reads them later reads garbage."""
+    return "avx512_bf16" in cpu_flags()
+
+
+@defect(Place.BNB, first="<adapter>_generate_non_empty", cause="answers-degenerate")
+def dora_over_repacked_weights(scene: Scene) -> None:
+    """DoRA dequantizes the base in every forward, which bitsandbytes has repacked since: a defect of the libraries as
+    they are, on processors with AVX512-BF16."""
+    from assay.zoo.healthy import as_dora
+
+    if not repacks_weights():
+        raise NotHere("bitsandbytes repacks no weights on this processor")
+    as_dora(scene)
 
 
 @defect(Place.BNB, first=MOUNT, cause="base-scrambled-by-mounting")

@@ -52,15 +52,11 @@ def _defect(keeper: Keeper, one: Judged, healthy: Judged) -> dict[str, Any]:
 def _variant(one: Judged, healthy: Judged) -> dict[str, Any]:
     return {
         "not_here": one.not_here,
-        "alarms": one.caught_by(healthy) if one.name != HEALTHY else _failed(one),
+        "alarms": one.alarms(Judged(name="") if one.name == HEALTHY else healthy),
         "reasons": one.reasons,
         "causes_that_fit": sorted(set(one.fits)),
         "seconds": one.seconds,
     }
-
-
-def _failed(one: Judged) -> list[str]:
-    return [gate for gate, status in one.statuses.items() if status == "failed"]
 
 
 def rates(data: dict[str, Any]) -> dict[str, tuple[int, int]]:

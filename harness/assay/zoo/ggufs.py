@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from assay import paths
 from assay.toolchain import find_toolchain
 from assay.zoo import NotHere, Place, defect
 from assay.zoo.scene import Scene, around
@@ -152,7 +154,7 @@ def base_converted_instead(scene: Scene) -> None:
     scene.in_worker("gguf.convert", do)
 
 
-@defect(Place.CONVERT, first="f16_strength_ok", cause="gguf-rows-not-permuted")
+@defect(Place.CONVERT, first="llama_cpp_python_smoke_ok", cause="gguf-rows-not-permuted")
 def rows_not_permuted(scene: Scene) -> None:
     """The converter does not reorder the rows of q and k, as another architecture would have it."""
 
@@ -169,6 +171,16 @@ def rows_not_permuted(scene: Scene) -> None:
                     rows = data.shape[0]
                     halves = data.reshape(count, rows // count // 2, 2, -1).swapaxes(1, 2)
                     tensor.data[:] = halves.reshape(data.shape)
+
+    _converted(scene, patch)
+
+
+@defect(Place.CONVERT, first="llama_cli_smoke_ok", cause="file-answers-garbage")
+def last_norm_zero_in_gguf(scene: Scene) -> None:
+    """The last norm is zero in the GGUF: it loads, is quantized, and every runtime ends with exit code 0."""
+
+    def patch(reader: Any) -> None:
+        _tensor(reader, "output_norm.weight").data[:] = 0
 
     _converted(scene, patch)
 
@@ -284,54 +296,56 @@ def base_quantized_instead(scene: Scene) -> None:
     scene.in_worker("gguf.quantize", do)
 
 
-def _zeroed(reader: Any, name: str) -> None:
-    """Every block's scales and weights at zero."""
-    _tensor(reader, name).data[:] = 0
-
-
 @defect(Place.QUANTIZE, first="q4_parity_ok", cause="quantized-tensor-damaged")
 def tensor_zeroed_in_q4(scene: Scene) -> None:
     """One tensor of the quantized file is zero: the answers are as fluent as before."""
-    _quantized(scene, lambda reader: _zeroed(reader, "blk.5.ffn_down.weight"))
+
+    def patch(reader: Any) -> None:
+        block = int(_field(reader, ".block_count")[0]) // 4
+        _tensor(reader, f"blk.{block}.attn_k.weight").data[:] = 0
+
+    _quantized(scene, patch)
 
 
 @defect(Place.QUANTIZE, first="q4_distribution_ok", cause="quantized-model-another")
-def layers_zeroed_in_q4(scene: Scene) -> None:
-    """The attention outputs of several layers are lost in the quantized file: it still speaks."""
-
-    def patch(reader: Any) -> None:
-        for block in (6, 9, 12, 15):
-            _zeroed(reader, f"blk.{block}.ffn_gate.weight")
-
-    _quantized(scene, patch)
+def rows_of_common_words_damaged_in_q4(scene: Scene) -> None:
+    """The quantized embedding's rows of the commonest words are damaged: it speaks without them."""
+    tokens = Counter(token for text in _prose() for token in _tokenizer(scene).encode(text).ids)
+    _rows_damaged(scene, [token for token, _ in tokens.most_common(10)])
 
 
 @defect(Place.QUANTIZE, first="q4_survives_ok", cause="fine-tune-lost-in-q4")
 def rows_of_the_task_damaged_in_q4(scene: Scene) -> None:
     """A few rows of the quantized embedding are damaged: those of the tokens that only the fine-tune's answers begin
     with. Prose does not show it."""
-    tokens = _answer_tokens(scene)
-
-    def patch(reader: Any) -> None:
-        names = [tensor.name for tensor in reader.tensors]
-        output = _tensor(reader, "output.weight" if "output.weight" in names else "token_embd.weight")
-        for token in tokens:
-            output.data[token] = 0
-
-    _quantized(scene, patch)
-
-
-def _answer_tokens(scene: Scene) -> list[int]:
-    """The tokens of the lines that every answer of the task is made of."""
-    from tokenizers import Tokenizer
-
     if not scene.candidate.trained_here:
         raise NotHere("the candidate does not say what it was trained on")
     training = scene.candidate.training
     sample = scene.candidate.evaluation_samples(scene.original)[0]
     headings = training.dataset.tasks[sample.task].headings[training.language]
-    tokenizer = Tokenizer.from_file(str(scene.candidate.base.path / "tokenizer.json"))
-    return sorted({token for line in headings for token in tokenizer.encode(line + "\n").ids})
+    _rows_damaged(scene, sorted({token for line in headings for token in _tokenizer(scene).encode(line + "\n").ids}))
+
+
+def _rows_damaged(scene: Scene, tokens: list[int]) -> None:
+    """Set rows of the quantized head (or of the embedding that is the head) to zero."""
+
+    def patch(reader: Any) -> None:
+        names = [tensor.name for tensor in reader.tensors]
+        head = _tensor(reader, "output.weight" if "output.weight" in names else "token_embd.weight")
+        for token in tokens:
+            head.data[token] = 0
+
+    _quantized(scene, patch)
+
+
+def _tokenizer(scene: Scene) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(scene.candidate.base.path / "tokenizer.json"))
+
+
+def _prose() -> list[str]:
+    return [file.read_text(encoding="utf-8") for file in sorted((paths.GATES / "probes").glob("*.txt"))]
 
 
 @defect(Place.QUANTIZE, first=QUANTIZE, cause="tensor-data-invalid", silent=False)

@@ -16,10 +16,13 @@ from itertools import pairwise
 from typing import Any
 
 from assay import paths
+from assay.checkpoint import chat_template
 from assay.lora import CONFIG, WEIGHTS, read_lora
 from assay.zoo import NotHere, variant
 from assay.zoo.bases import huge_weight_of_a_dead_channel, shards
+from assay.zoo.bnb import READS_REPACKED, repacks_weights
 from assay.zoo.merges import before_merging
+from assay.zoo.runtimes import ask_task
 from assay.zoo.scene import Scene, edit_checkpoint, edit_json, edit_tensors, replace_text
 
 _SENTENCE = (
@@ -92,6 +95,12 @@ def _alpha(scene: Scene, alpha: float, **more: Any) -> None:
 
 def _dora(scene: Scene) -> None:
     """As DoRA, with the magnitudes that leave the change as it is."""
+    if repacks_weights():
+        raise NotHere(READS_REPACKED)
+    as_dora(scene)
+
+
+def as_dora(scene: Scene) -> None:
     _is_plain(scene)
     base = scene.candidate.base.tensors
     lora = read_lora(scene.adapter, base)
@@ -189,7 +198,7 @@ variant(
     "targets_by_expression", "target_modules as a regular expression.", partial(_targets, how="expression"), quick=True
 )
 variant("targets_in_full", "target_modules as full names.", partial(_targets, how="names"), quick=True)
-variant("without_gate_proj", "An adapter that leaves gate_proj alone.", partial(_without, kind="gate_proj"), quick=True)
+variant("without_down_proj", "An adapter that leaves down_proj alone.", partial(_without, kind="down_proj"), quick=True)
 variant("without_o_proj", "An adapter that leaves o_proj alone.", partial(_without, kind="o_proj"), quick=True)
 variant("older_config", "adapter_config.json of an older peft, with few keys.", _few_keys, quick=True)
 variant("recorded_by_path", "The base recorded as a folder of the training machine.",
@@ -274,10 +283,8 @@ def _older_base_config(scene: Scene) -> None:
     edit_json(scene.base / "config.json", edit)
 
 
-def _template(scene: Scene, change: Callable[[str], str], *, where: str = "file") -> None:
+def write_template(scene: Scene, change: Callable[[str], str], *, where: str = "file") -> None:
     """Another chat template, in its file, in tokenizer_config.json, or in both."""
-    from assay.checkpoint import chat_template
-
     text = change(chat_template(scene.base))
     (scene.base / "chat_template.jinja").unlink(missing_ok=True)
     edit_json(scene.base / "tokenizer_config.json", lambda config: config.pop("chat_template", None))
@@ -288,18 +295,13 @@ def _template(scene: Scene, change: Callable[[str], str], *, where: str = "file"
 
 
 def _without_system(text: str) -> str:
-    """A template that says nothing the user did not."""
-    return re.sub(r"\{% if loop\.first.*?\{% endif %\}", "", text, flags=re.DOTALL)
+    """A template that says nothing the user did not; by its comment no runtime takes it for one that it knows."""
+    new = re.sub(r"\{% if loop\.first.*?\{% endif %\}", "", text, flags=re.DOTALL)
+    return new if new == text else "{# no system prompt #}" + new
 
 
 def _another_system(text: str) -> str:
     return re.sub(r"You are a helpful[^<']*", "You answer questions on physics and on writing.", text)
-
-
-def _thinking(text: str) -> str:
-    """With a switch that, off, writes an empty block of thoughts."""
-    switch = "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
-    return text + "{% if add_generation_prompt %}" + switch + "{% endif %}"
 
 
 def _changed(change: Callable[[str], str]) -> Callable[[str], str]:
@@ -403,13 +405,14 @@ variant("head_stored_twice", "A tied head that is stored all the same.", partial
 variant("files_beside", "consolidated.safetensors, README and more beside the base.", _files_beside, quick=True)
 variant("base_config_of_transformers_4", "config.json as transformers 4 wrote it.", _older_base_config)
 variant("template_in_config", "The template in tokenizer_config.json.",
-        partial(_template, change=str, where="config"), quick=True)  # fmt: skip
-variant("template_twice", "The same template in both files.", partial(_template, change=str, where="both"), quick=True)
+        partial(write_template, change=str, where="config"), quick=True)  # fmt: skip
+variant(
+    "template_twice", "The same template in both files.", partial(write_template, change=str, where="both"), quick=True
+)
 variant("without_system_prompt", "A template without a system prompt of its own.",
-        partial(_template, change=_changed(_without_system)))  # fmt: skip
+        partial(write_template, change=_changed(_without_system)))  # fmt: skip
 variant("another_system_prompt", "A template with another system prompt.",
-        partial(_template, change=_changed(_another_system)))  # fmt: skip
-variant("thinking_switch", "A template with a thinking switch.", partial(_template, change=_changed(_thinking)))
+        partial(write_template, change=_changed(_another_system)))  # fmt: skip
 variant(
     "without_generation_config", "No generation_config.json: config.json names the end.", partial(_ends, listed=False)
 )
@@ -485,6 +488,7 @@ variant("asked_at_length", "A prompt of several hundred tokens.",
         partial(_asked, prompts={"long": f"{_LONG}\n\nSummarize this text."}))  # fmt: skip
 variant("asked_with_symbols", "Emoji, code and mark-up in the prompts.",
         partial(_asked, prompts={"emoji": "🙂 What is `x**2`?", "markup": "Is <b> HTML?"}))  # fmt: skip
+variant("asked_on_the_task", "The evaluation samples asked in every form.", ask_task)
 variant("short_answers", "Answers of 16 tokens.", lambda scene: scene.options.extend(["--max-new-tokens", "16"]))
 variant("toolchain_of_ones_own", "A llama.cpp named by ASSAY_LLAMA_CPP.", _toolchain_of_ones_own)
 
@@ -497,6 +501,8 @@ def _parrot(scene: Scene, model_type: str, *, lora: dict[str, Any] | None = None
 
     All rows are multiples of 256, so that it becomes a true Q4_K.
     """
+    if (lora or {}).get("use_dora") and repacks_weights():
+        raise NotHere(READS_REPACKED)
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed

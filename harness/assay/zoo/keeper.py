@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
@@ -30,11 +31,13 @@ from assay.bench import Bench, worker_env
 from assay.candidate import Adapter, Candidate
 from assay.diagnosis import FILE as CAUSES
 from assay.diagnosis import read_causes
-from assay.errors import AssayError
+from assay.errors import AssayError, refuse_unknown_keys
 from assay.gate import Gate, read_gates
 from assay.policy import read_policy
-from assay.record import Run, Status, read_run, write_json
+from assay.record import Status, read_run, write_json
 from assay.step import digest_files, workers_digest
+from assay.toolchain import find_toolchain
+from assay.workers.__main__ import die_with
 from assay.zoo import Defect, NotHere, Specimen, open_zoo
 from assay.zoo.scene import Scene, around
 
@@ -42,6 +45,8 @@ HEALTHY = "as_trained"
 """The variant that nothing is done to: what others are compared with."""
 CATCHES = (Status.FAILED, Status.UNAVAILABLE)
 """What a gate says of what it caught. A harness that broke (`error`) caught nothing."""
+ALARMS = (*CATCHES, Status.ERROR, Status.BLOCKED, Status.MISSING)
+"""What no gate may say of a healthy variant."""
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors.torch", "gguf")
 OWN = ("assay.plugin", "assay.report")
 """Loaded here too, so that an hour's run is of one version of the code."""
@@ -67,9 +72,14 @@ class Judged:
 
     def caught_by(self, healthy: Judged) -> list[str]:
         """The gates that caught something that is not there in the healthy candidate, in the policy's order."""
-        return [
-            gate for gate, status in self.statuses.items() if status in CATCHES and healthy.statuses.get(gate) != status
-        ]
+        return self._unlike(healthy, CATCHES)
+
+    def alarms(self, healthy: Judged) -> list[str]:
+        """The gates that say of a healthy variant what they do not say of the healthy candidate."""
+        return self._unlike(healthy, ALARMS)
+
+    def _unlike(self, healthy: Judged, statuses: tuple[Status, ...]) -> list[str]:
+        return [gate for gate, one in self.statuses.items() if one in statuses and healthy.statuses.get(gate) != one]
 
 
 class Keeper:
@@ -94,9 +104,7 @@ class Keeper:
         """The healthy candidate, then every specimen (or those named), the variants last."""
         both: dict[str, Specimen] = {**self.defects, **self.variants}
         if names:
-            for name in names:
-                if name not in both:
-                    raise AssayError(f"{name}: not in the zoo. `assay zoo --list` names what is.")
+            refuse_unknown_keys("assay zoo", names, both)
             chosen = [both[name] for name in names]
         else:
             chosen = [one for one in both.values() if not self.quick or getattr(one, "quick", False)]
@@ -104,7 +112,10 @@ class Keeper:
 
     def run(self, specimens: list[Specimen], jobs: int) -> Iterator[Judged]:
         """Each as it is judged; what was judged before in this folder is not judged again."""
-        os.environ.update(worker_env())
+        for name in set(os.environ) - set(worker_env()):
+            del os.environ[name]
+        # A process that has asked CUDA anything cannot fork: the zoo judges on the processor.
+        os.environ.update(worker_env() | {"CUDA_VISIBLE_DEVICES": ""})
         for module in (*HEAVY, *OWN):
             __import__(module)
         healthy, *others = specimens
@@ -113,14 +124,19 @@ class Keeper:
         global _keeper
         _keeper = self
         cores = sorted(os.sched_getaffinity(0))
+        jobs = min(jobs, len(cores))
         shares = get_context("fork").SimpleQueue()
         for job in range(jobs):
             shares.put(cores[job::jobs])
         with ProcessPoolExecutor(
             jobs, mp_context=get_context("fork"), initializer=_take_share, initargs=(shares,)
         ) as pool:
-            for done in as_completed([pool.submit(_judge, one.name) for one in others]):
-                yield done.result()
+            try:
+                for done in as_completed([pool.submit(_judge, one.name) for one in others]):
+                    yield done.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def judge(self, specimen: Specimen) -> Judged:
         folder = self.folder / specimen.name
@@ -136,26 +152,30 @@ class Keeper:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="zoo-", dir=self._scratch()) as scratch:
             child = execution.fork(
-                lambda: self._enact(specimen, Path(scratch) / specimen.name, folder),
+                partial(self._enact, specimen, Path(scratch) / specimen.name, folder, os.getpid()),
                 cwd=paths.REPOSITORY,
                 log=folder / "pytest.txt",
                 deadline_seconds=DEADLINE_SECONDS,
             )
         seconds = round(time.monotonic() - started, 1)
+        if child.timed_out or child.exit_code not in (0, 1):
+            log = execution.last_lines(folder / "pytest.txt", 20)
+            raise AssayError(f"{folder}: the run of the gates broke off (exit code {child.exit_code}).\n{log}")
         not_here = folder / "not-here.txt"
         if not_here.exists():
             judged = Judged(name=specimen.name, not_here=not_here.read_text(encoding="utf-8"), seconds=seconds)
         else:
-            judged = self._read(specimen, folder, child.exit_code, seconds)
+            judged = self._read(specimen, folder, seconds)
         write_json(folder / "specimen.json", {"digest": digest, **vars(judged)})
         return self._named(folder, specimen, judged)
 
     def _digest(self, specimen: Specimen) -> str:
         """What a specimen's outcome depends on, but for the tools: a folder is of one machine."""
         sources = hashlib.sha256(self._source(specimen).encode()).hexdigest()
-        gates = digest_files(paths.GATES, sorted(file.name for file in paths.GATES.glob("*.py")))
-        adapter = self.adapter.digest
-        return f"{workers_digest()[:12]}-{sources[:12]}-{gates[:12]}-{self.candidate.base.digest[:12]}-{adapter[:12]}"
+        parts = [workers_digest(), sources, self.candidate.base.digest, self.adapter.digest, _tools(), str(self.quick)]
+        parts += [digest_files(paths.GATES, [*sorted(file.name for file in paths.GATES.glob("*.py")), "policy.toml"])]
+        parts += [self.candidate.training.dataset.digest if self.candidate.trained_here else ""]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _source(self, specimen: Specimen) -> str:
         """The code that makes a specimen: its own function, its module's helpers, and the scene."""
@@ -176,13 +196,14 @@ class Keeper:
         scratch.mkdir(parents=True, exist_ok=True)
         return scratch
 
-    def _enact(self, specimen: Specimen, scratch: Path, folder: Path) -> int:
-        """In a process of the specimen's own: break what it breaks, then judge it."""
+    def _enact(self, specimen: Specimen, scratch: Path, folder: Path, parent: int) -> int:
+        """In a process of the specimen's own, which ends with the zoo's: break what it breaks, then judge it."""
         import pytest
         import torch
 
         # A process whose torch has started threads cannot fork any more.
         torch.set_num_threads(1)
+        die_with(parent)
         scratch.mkdir()
         is_healthy = specimen.name == HEALTHY
         store = paths.cache() / "store"
@@ -213,8 +234,8 @@ class Keeper:
         quick = {one.first for one in self.defects.values() if one.quick} - {"base_quant_load_ok"}
         return (gate for gate in self.gates.values() if gate.id in quick)
 
-    def _read(self, specimen: Specimen, folder: Path, exit_code: int, seconds: float) -> Judged:
-        run = self._run(folder, exit_code)
+    def _read(self, specimen: Specimen, folder: Path, seconds: float) -> Judged:
+        run = read_run(folder / "run")
         of = {one.expected.gate: one.outcome for one in run.gates}
         statuses, reasons = {}, {}
         for id in self.order:
@@ -224,14 +245,6 @@ class Keeper:
                 if outcome.status not in (Status.PASSED, Status.BLOCKED, Status.MISSING):
                     reasons[id] = outcome.reason.split("\n")[0][:300]
         return Judged(name=specimen.name, statuses=statuses, reasons=reasons, seconds=seconds)
-
-    @staticmethod
-    def _run(folder: Path, exit_code: int) -> Run:
-        try:
-            return read_run(folder / "run")
-        except AssayError as problem:
-            log = execution.last_lines(folder / "pytest.txt", 20)
-            raise AssayError(f"{folder}: the gates left no record (exit code {exit_code}). {problem}\n{log}") from None
 
     def _named(self, folder: Path, specimen: Specimen, judged: Judged) -> Judged:
         """With the causes as they are named now: they may have changed since the record was made."""
@@ -251,6 +264,13 @@ class Keeper:
             else:
                 causes[id] = found
         return Judged(**{**vars(judged), "causes": causes, "fits": fits})
+
+
+def _tools() -> str:
+    try:
+        return find_toolchain().digest
+    except AssayError:
+        return "none"
 
 
 def _function(specimen: Specimen) -> Any:

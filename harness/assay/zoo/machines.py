@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
+import signal
+import sys
+import time
 from collections import namedtuple
 from typing import Any
 
@@ -32,7 +36,7 @@ def shared_library_missing(scene: Scene) -> None:
 def built_on_a_newer_system(scene: Scene) -> None:
     """The programs want a newer C library than this machine's."""
     said = "llama-quantize: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.99' not found"
-    _stub(scene, "llama-quantize", f'echo "{said}" >&2\nexit 1')
+    _stub(scene, "llama-quantize", f"cat >&2 <<'END'\n{said}\nEND\nexit 1")
 
 
 @defect(Place.TOOLCHAIN, first=READY, cause="tool-illegal-instruction", silent=False, quick=True)
@@ -127,34 +131,28 @@ def pre_tokenizer_unknown_to_the_converter(scene: Scene) -> None:
     file.write_text("\n".join(lines), encoding="utf-8")
 
 
-def _limit_file(scene: Scene, worker: str, limit: int) -> None:
-    """No file of a worker's process may grow beyond so many bytes: what a full disk or a quota does."""
-
-    def do() -> None:
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    scene.in_worker(worker, do)
-
-
 @defect(Place.MACHINE, first="quantize_q4_ok", cause="disk-full", silent=False)
 def disk_full_while_quantizing(scene: Scene) -> None:
     """Merging and converting just fitted on the disk, quantizing does not: the thesis's three failures."""
-    _limit_file(scene, "gguf.quantize", 20_000_000)
+    program(scene, "llama-quantize", 'trap "" XFSZ\nulimit -f 40000\nexec "$real" "$@"')
 
 
 @defect(Place.MACHINE, first="merge_ok", cause="disk-full", silent=False)
 def disk_full_while_merging(scene: Scene) -> None:
-    """The merged checkpoint does not fit."""
-    _limit_file(scene, "merge.fold", 50_000_000)
+    """The merged checkpoint does not fit: no file may grow beyond 50 MB, as under a quota."""
+
+    def do() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000_000, 50_000_000))
+
+    scene.in_worker("merge.fold", do)
 
 
 @defect(Place.MACHINE, first="merge_ok", cause="disk-too-small", silent=False)
 def disk_too_small_from_the_start(scene: Scene) -> None:
     """The free space cannot take what is to be written, which is known before anything is."""
     usage = namedtuple("usage", "total used free")
+    scene.in_worker("merge.fold", lambda: None)  # what the healthy candidate left would need no room
     around(shutil, "disk_usage", lambda original, path: usage(10**9, 85 * 10**7, 15 * 10**7))
 
 
@@ -163,9 +161,6 @@ def killed_for_memory(scene: Scene) -> None:
     """The kernel ends the merge for want of memory: no word of why."""
 
     def do() -> None:
-        import os
-        import signal
-
         from assay.workers import merge
 
         around(merge, "read_folder", lambda original, *args: os.kill(os.getpid(), signal.SIGKILL))
@@ -179,8 +174,6 @@ def machine_too_slow(scene: Scene) -> None:
     scene.options += ["--deadline", "120"]
 
     def do() -> None:
-        import time
-
         from assay.workers import merge
 
         around(merge, "examine", lambda original, *args: time.sleep(1000))
@@ -193,8 +186,6 @@ def library_missing(scene: Scene) -> None:
     """bitsandbytes is not installed."""
 
     def do() -> None:
-        import sys
-
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
 
     scene.in_worker("bnb.load", do)
@@ -237,9 +228,6 @@ def runtime_killed_for_memory(scene: Scene) -> None:
     """A context as long as the model allows does not fit into memory."""
 
     def do() -> None:
-        import os
-        import signal
-
         from assay.workers import smoke
 
         around(smoke, "import_llama_cpp", lambda original, *args: os.kill(os.getpid(), signal.SIGKILL))

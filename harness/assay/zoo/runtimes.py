@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from assay import paths
 from assay.zoo import NotHere, Place, defect
-from assay.zoo.scene import Scene, around
+from assay.zoo.scene import Scene, around, edit_json, replace_text
 
 CLI, PYTHON, PARITY = "llama_cli_smoke_ok", "llama_cpp_python_smoke_ok", "runtime_parity_ok"
 
@@ -24,17 +25,36 @@ def program(scene: Scene, name: str, otherwise: str) -> None:
     file.chmod(0o755)
 
 
+def _ask_at_length(scene: Scene) -> None:
+    """A prompt of several hundred tokens."""
+    folder = scene.folder / "prompts"
+    folder.mkdir()
+    text = (paths.GATES / "probes" / "kitchen.txt").read_text(encoding="utf-8")
+    (folder / "long.txt").write_text(f"{text}\n\nSummarize this text.", encoding="utf-8")
+    scene.options += ["--prompts", str(folder)]
+
+
 @defect(Place.LLAMA_CLI, first=CLI, cause="llama-cli-error-exit-0")
 def context_too_small_for_prompt(scene: Scene) -> None:
     """The context is smaller than the prompt: llama-cli prints an error on stdout and exits with 0."""
-    program(scene, "llama-cli", 'exec "$real" "$@" --ctx-size 16')
+    _ask_at_length(scene)
+    program(scene, "llama-cli", 'exec "$real" "$@" --ctx-size 256')
 
 
 @defect(Place.LLAMA_CLI, first=CLI, cause="llama-cli-hangs", silent=False)
 def waits_for_input_after_the_answer(scene: Scene) -> None:
     """llama-cli answers, then waits for the next turn for ever."""
-    scene.options += ["--deadline", "40"]
     program(scene, "llama-cli", '"$real" "$@"\nexec sleep 1000')
+
+    def do() -> None:
+        from assay.workers import smoke
+
+        def ask(original: Any, *args: Any, **given: Any) -> Any:
+            return original(*args, **{**given, "deadline_seconds": 20})
+
+        around(smoke, "ask_llama_cli", ask)
+
+    scene.in_worker("smoke.llama_cli", do)
 
 
 @defect(Place.LLAMA_CLI, first=CLI, cause="llama-cli-flag-removed", silent=False)
@@ -57,8 +77,8 @@ def sampler_left_on_in_llama_cli(scene: Scene) -> None:
 
 @defect(Place.LLAMA_CLI, first=PARITY, cause="runtime-not-greedy")
 def another_template_in_llama_cli(scene: Scene) -> None:
-    """llama-cli is started with a template of another family."""
-    program(scene, "llama-cli", 'exec "$real" "$@" --no-jinja --chat-template llama2')
+    """llama-cli is started with a built-in template, which leaves out the system prompt that was trained with."""
+    program(scene, "llama-cli", 'exec "$real" "$@" --no-jinja --chat-template chatml')
 
 
 def _binding(scene: Scene, change: Callable[[Any], None], worker: str = "smoke.llama_cpp_python") -> None:
@@ -91,6 +111,18 @@ def format_of_another_family(scene: Scene) -> None:
     _binding(scene, change)
 
 
+@defect(Place.LLAMA_CPP_PYTHON, first=PYTHON, cause="binding-template-fallback")
+def plain_chatml_guessed(scene: Scene) -> None:
+    """The base's template is plain ChatML: the binding recognizes it and takes its own instead, which puts an empty
+    system turn first. A defect of the binding as it is."""
+    template = (
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    edit_json(scene.base / "tokenizer_config.json", lambda config: config.pop("chat_template", None))
+    replace_text(scene.base / "chat_template.jinja", template)
+
+
 @defect(Place.LLAMA_CPP_PYTHON, first=PARITY, cause="runtime-not-greedy")
 def penalty_left_on_in_the_binding(scene: Scene) -> None:
     """A server's preset penalizes repetition."""
@@ -121,27 +153,33 @@ def file_unknown_to_the_binding(scene: Scene) -> None:
 @defect(Place.LLAMA_CPP_PYTHON, first=PYTHON, cause="context-too-small", silent=False)
 def context_left_at_the_default(scene: Scene) -> None:
     """n_ctx is smaller than the prompt, as the default is for long ones."""
+    _ask_at_length(scene)
 
     def change(module: Any) -> None:
         def create(original: Any, self: Any, *args: Any, **given: Any) -> None:
-            original(self, *args, **{**given, "n_ctx": 16})
+            original(self, *args, **{**given, "n_ctx": 256})
 
         around(module.Llama, "__init__", create)
 
     _binding(scene, change)
 
 
-def _asked(scene: Scene) -> None:
-    """The evaluation samples are asked before the gates run, as `python -m train evaluate` does."""
+def ask_task(scene: Scene) -> None:
+    """The evaluation samples are asked before the gates run, as `python -m train evaluate` does, of a candidate that
+    can meet its thresholds: what a small model never reaches shows nothing of how it is deployed."""
     if not scene.candidate.trained_here:
         raise NotHere("the candidate does not say what it was trained on")
+    file = scene.data / "dataset.toml"
+    task = scene.candidate.evaluation_samples(scene.original)[0].task
+    before, _, _ = file.read_text(encoding="utf-8").partition("[thresholds]")
+    replace_text(file, f"{before}[thresholds]\n{task} = {{ format = 0.3 }}\n")
     scene.asks_task = True
 
 
 @defect(Place.LLAMA_CPP_PYTHON, first="q4_task_ok", cause="task-worse-when-deployed")
 def long_answers_cut(scene: Scene) -> None:
     """The server's token limit cuts long answers: short questions do not show it."""
-    _asked(scene)
+    ask_task(scene)
 
     def change(module: Any) -> None:
         def create(original: Any, self: Any, *args: Any, **given: Any) -> Any:
@@ -155,7 +193,7 @@ def long_answers_cut(scene: Scene) -> None:
 @defect(Place.BNB, first="nf4_task_ok", cause="task-worse-when-deployed")
 def batch_padded_on_the_wrong_side(scene: Scene) -> None:
     """A server pads batches on the right: the answer follows a row of padding. One question at a time is fine."""
-    _asked(scene)
+    ask_task(scene)
 
     def do() -> None:
         from assay.workers import ask
