@@ -89,7 +89,8 @@ def test_the_fast_subset_says_nothing_against_healthy_variants(shown: Path) -> N
     data = _data(shown)
     assert set(data["variants"]) == {name for name, one in VARIANTS.items() if one.quick}
     for name, one in data["variants"].items():
-        assert (one["not_here"], one["alarms"], one["causes_that_fit"]) == (None, [], []), name
+        assert (one["alarms"], one["causes_that_fit"]) == ([], []), name
+        assert one["not_here"] is None or "bitsandbytes" in one["not_here"], name
 
 
 def test_what_was_judged_is_kept_and_judged_again_only_when_it_has_to_be(candidate: Path, shown: Path) -> None:

@@ -173,7 +173,7 @@ def template_drops_the_system_turn(scene: Scene) -> None:
 
 @defect(Place.TOKENIZER, first="prompt_parity_ok", cause="thinking-defaults-differ")
 def thinking_defaults_differ(scene: Scene) -> None:
-    """The template has a thinking switch: transformers leaves it undefined, llama.cpp sets it, and they ask otherwise."""
+    """The template has a thinking switch, which transformers leaves undefined and llama.cpp sets."""
     text = chat_template(scene.base)
     switch = "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
     edit_json(scene.base / "tokenizer_config.json", lambda config: config.pop("chat_template", None))

@@ -116,7 +116,8 @@ def plain_chatml_guessed(scene: Scene) -> None:
     """The base's template is plain ChatML: the binding recognizes it and takes its own instead, which puts an empty
     system turn first. A defect of the binding as it is."""
     template = (
-        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+        "{% for message in messages %}"
+        "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     edit_json(scene.base / "tokenizer_config.json", lambda config: config.pop("chat_template", None))
