@@ -273,7 +273,7 @@ def inputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Adapter, "digest", "digest")
 
 
-def judge(gate: Callable[..., Any], facts: dict[str, dict[str, dict[str, Any]]]) -> None:
+def judge(gate: Callable[..., Any], facts: dict[str, dict[str, dict[str, Any]]], gguf_dtype: str = "f16") -> None:
     candidate = Candidate(
         name="c", base_spec="mirror/tiny", revision=None, adapters=(ADAPTER,), folder=Path(), record=RECORD
     )
@@ -293,7 +293,7 @@ def judge(gate: Callable[..., Any], facts: dict[str, dict[str, dict[str, Any]]])
         "distribution": DISTRIBUTION,
         "prompts": Prompts(path=Path("prompts")),
         "max_new_tokens": 64,
-        "gguf_dtype": "f16",
+        "gguf_dtype": gguf_dtype,
         "toolchain": TOOLCHAIN,
     }
     made = CannedBench(facts).canned
@@ -519,6 +519,13 @@ def test_a_broken_fact_fails_its_gate(
 
 def test_every_gate_has_a_broken_fact() -> None:
     assert {gate_of(case[0]) for case in CASES} == {gate_of(function) for function in ALL}
+
+
+def test_what_is_inf_in_f16_may_be_converted_to_bf16_and_then_has_to_be() -> None:
+    judge(test_gguf.test_merge, broken("merge.fold", "largest_absolute_value", 7e4), "bf16")
+    judge(test_gguf.test_convert_f16, broken("gguf.convert", "file_type", "MOSTLY_BF16"), "bf16")
+    with pytest.raises(AssertionError, match="MOSTLY_BF16 wanted"):
+        judge(test_gguf.test_convert_f16, HEALTHY, "bf16")
 
 
 def test_thoughts_alone_fail_if_the_model_ended_there_and_cannot_be_judged_if_it_was_cut_off() -> None:

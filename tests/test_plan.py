@@ -112,7 +112,7 @@ def test_q4_k_m_is_as_large_as_the_quantizer_makes_it(of: str, base: Base, tmp_p
     given: dict[str, Any] = {"adapter": str(adapter), "base": str(model.path), "toolchain": str(find_toolchain().path)}
     for name in ("f16", "q4"):
         (tmp_path / name).mkdir()
-    convert(Work(tmp_path / "f16"), merged=str(merged), **given)
+    convert(Work(tmp_path / "f16"), merged=str(merged), dtype="f16", **given)
     quantize(Work(tmp_path / "q4"), f16=str(tmp_path / "f16"), **given)
     assert (tmp_path / "f16" / F16).exists()
     made = sum(int(tensor.n_bytes) for tensor in GGUFReader(tmp_path / "q4" / Q4).tensors)
