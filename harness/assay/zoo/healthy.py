@@ -363,25 +363,6 @@ def _is_llama(scene: Scene) -> None:
         raise NotHere("the base is no Llama, whose function other architectures can compute")
 
 
-def _as_qwen2(scene: Scene) -> None:
-    """The same function as a Qwen2, whose q, k and v have biases: zero here."""
-    _is_llama(scene)
-
-    def edit(tensors: dict[str, Any]) -> None:
-        import torch
-
-        for name in [name for name in tensors if re.search(r"\.(q|k|v)_proj\.weight", name)]:
-            tensors[name.replace(".weight", ".bias")] = torch.zeros(tensors[name].shape[0], dtype=tensors[name].dtype)
-
-    def config(config: dict[str, Any]) -> None:
-        config.update(model_type="qwen2", architectures=["Qwen2ForCausalLM"], use_sliding_window=False)
-        for key in ("attention_bias", "mlp_bias", "pretraining_tp", "head_dim"):
-            config.pop(key, None)
-
-    edit_checkpoint(scene.base, edit)
-    edit_json(scene.base / "config.json", config)
-
-
 def _as_mistral(scene: Scene) -> None:
     """The same function as a Mistral without a sliding window."""
     _is_llama(scene)
@@ -420,7 +401,6 @@ variant("two_end_tokens", "Two tokens that end an answer.", partial(_ends, liste
 variant("padded_vocabulary", "128 rows of no token behind the vocabulary.", _padded_vocabulary)
 variant("longer_context", "A context of 32,768 tokens.", _longer_context)
 variant("llama3_positions", "Positions scaled as Llama 3 does.", _llama3_positions)
-variant("as_qwen2", "The same function as a Qwen2, with biases of zero.", _as_qwen2)
 variant("as_mistral", "The same function as a Mistral.", _as_mistral)
 
 
@@ -496,13 +476,14 @@ variant("toolchain_of_ones_own", "A llama.cpp named by ASSAY_LLAMA_CPP.", _toolc
 # Parrots: other architectures and shapes.
 
 
-def _parrot(scene: Scene, model_type: str, *, lora: dict[str, Any] | None = None, **shape: Any) -> None:
-    """A random model whose head puts the next token of one sentence first, with an adapter that bends it.
+def _parrot(
+    scene: Scene, model_type: str, *, lora: dict[str, Any] | None = None, change: float = 0.5, **shape: Any
+) -> None:
+    """A random model whose head puts the next token of one sentence first, with an adapter that bends it: by `change`,
+    the standard deviation of B, more than rounding does and not so much that it loses the thread.
 
     All rows are multiples of 256, so that it becomes a true Q4_K.
     """
-    if (lora or {}).get("use_dora") and repacks_weights():
-        raise NotHere(READS_REPACKED)
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -542,7 +523,9 @@ def _parrot(scene: Scene, model_type: str, *, lora: dict[str, Any] | None = None
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.15)
+            torch.nn.init.normal_(parameter, std=change)
+        elif "magnitude" in name:  # what DoRA's normalizing takes from a change, its magnitudes give back
+            parameter.data *= 4
     shutil.rmtree(scene.adapter)
     adapted.save_pretrained(scene.adapter)
     for left in scene.adapter.iterdir():
@@ -551,7 +534,9 @@ def _parrot(scene: Scene, model_type: str, *, lora: dict[str, Any] | None = None
 
 
 variant("parrot_llama", "A random Llama.", partial(_parrot, model_type="llama"))
-variant("parrot_qwen2", "A random Qwen2.", partial(_parrot, model_type="qwen2"))
+variant("parrot_olmo2", "A random OLMo 2.", partial(_parrot, model_type="olmo2"))
+variant("parrot_smollm3", "A random SmolLM3.", partial(_parrot, model_type="smollm3"))
+variant("parrot_granite", "A random Granite.", partial(_parrot, model_type="granite"))
 variant("parrot_qwen3", "A random Qwen3.", partial(_parrot, model_type="qwen3", head_dim=64))
 variant("parrot_qwen3_wide_heads", "A Qwen3 whose heads are wider than its share of the width.",
         partial(_parrot, model_type="qwen3", head_dim=128))  # fmt: skip
@@ -560,8 +545,15 @@ variant("parrot_of_many_heads", "As many key heads as query heads.",
         partial(_parrot, model_type="llama", num_key_value_heads=4))  # fmt: skip
 variant("parrot_of_one_key_head", "One key head for all.",
         partial(_parrot, model_type="llama", num_key_value_heads=1))  # fmt: skip
-variant("parrot_rslora", "A Qwen3 with rsLoRA.",
-        partial(_parrot, model_type="qwen3", head_dim=64, lora={"use_rslora": True, "lora_alpha": 8}))  # fmt: skip
-variant("parrot_dora", "A Qwen3 with DoRA.", partial(_parrot, model_type="qwen3", head_dim=64, lora={"use_dora": True}))
+variant(
+    "parrot_rslora",
+    "A Qwen3 with rsLoRA.",
+    partial(_parrot, model_type="qwen3", head_dim=64, change=0.25, lora={"use_rslora": True, "lora_alpha": 8}),
+)
+variant(
+    "parrot_dora",
+    "A Qwen3 with DoRA.",
+    partial(_parrot, model_type="qwen3", head_dim=64, lora={"use_dora": True}),
+)
 variant("parrot_all_linear", "A Llama with an adapter on every linear layer.",
-        partial(_parrot, model_type="llama", lora={"target_modules": "all-linear"}))  # fmt: skip
+        partial(_parrot, model_type="llama", change=0.15, lora={"target_modules": "all-linear"}))  # fmt: skip
