@@ -92,6 +92,12 @@ OUT_OF_REACH = (
         reason="every file agrees with every other; only the task's own metrics can tell, with enough samples",
     ),
     OutOfReach(
+        name="diverged_to_word_salad",
+        title="Training diverged so far that answers are different words in no order.",
+        reason="answers are judged by repetition and letters and not by sense, and full precision, which all forms are "
+        "compared with, says the same; only the task's own metrics can tell, with enough samples",
+    ),
+    OutOfReach(
         name="template_wrong_everywhere",
         title="The base's chat template was edited before training, which used it too.",
         reason="training and all runtimes agree on it, so it is what was trained",
