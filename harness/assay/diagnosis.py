@@ -7,7 +7,6 @@ answer too: then the report says what to send.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from string import Template
 from typing import Any
 
 from assay.errors import InputError, refuse_unknown_keys
+from assay.policy import read_toml
 from assay.record import Finding, Outcome
 
 FILE = "causes.toml"
@@ -138,15 +138,7 @@ def read_causes(file: Path, gates: list[str]) -> Causes:
     Raises:
         InputError: not there, not TOML, an unknown key, gate or test, a missing key, a broken expression, an id twice.
     """
-    try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: not found.") from None
-    except tomllib.TOMLDecodeError as problem:
-        raise InputError(f"{file}: not valid TOML: {problem}.") from None
-    refuse_unknown_keys(str(file), data, ["version", "cause"])
-    if data.get("version") != 1:
-        raise InputError(f"{file}: `version = 1` expected at the top.")
+    data = read_toml(file, {"cause"})
     causes = tuple(_cause(file, entry, gates) for entry in data.get("cause", []))
     ids = [cause.id for cause in causes]
     if twice := [id for id in ids if ids.count(id) > 1]:

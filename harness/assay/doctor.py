@@ -63,7 +63,7 @@ class Level(StrEnum):
     FAILS = "fails"
     """A gate will not pass."""
     STOPS = "stops"
-    """No gate that needs the model can pass: the run ends before its first step."""
+    """No gate that needs the model can pass: each is blocked, and no step of it begins."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from assay.errors import InputError
 from assay.machine import gpus
 from assay.record import write_json
 from assay.zoo import OUT_OF_REACH, open_zoo
-from assay.zoo.coverage import as_json, measured, missed, rates, render, summary
+from assay.zoo.coverage import measured, missed, rates, render, summary
 from assay.zoo.keeper import Judged, Keeper
 
 DOCUMENT = paths.REPOSITORY / "docs" / "coverage.md"
@@ -73,10 +73,10 @@ def run(
     write_json(folder / "coverage.json", data)
     (folder / "coverage.md").write_text(render(data), encoding="utf-8")
     if publish:
-        for file, text in ((DOCUMENT.with_suffix(".json"), as_json(data)), (DOCUMENT, render(data))):
-            part = file.with_name(f".{file.name}.part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(file)
+        write_json(DOCUMENT.with_suffix(".json"), data)
+        part = DOCUMENT.with_name(f".{DOCUMENT.name}.part")
+        part.write_text(render(data), encoding="utf-8")
+        part.replace(DOCUMENT)
     console.print()
     for line in summary(data):
         console.print(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -156,7 +155,3 @@ def _gates(one: dict[str, Any]) -> tuple[str, str]:
     names = [f"`{gate}`" for gate in one["caught_by"]]
     more = f", … {len(names) - 4} more" if len(names) > 4 else ""
     return names[0], ", ".join(names[1:4]) + more
-
-
-def as_json(data: dict[str, Any]) -> str:
-    return json.dumps(data, ensure_ascii=False, indent=1) + "\n"

@@ -170,7 +170,7 @@ class Keeper:
         return self._named(folder, specimen, judged)
 
     def _digest(self, specimen: Specimen) -> str:
-        """What a specimen's outcome depends on, but for the tools: a folder is of one machine."""
+        """What a specimen's outcome depends on, but for the machine: a folder is of one."""
         sources = hashlib.sha256(self._source(specimen).encode()).hexdigest()
         parts = [workers_digest(), sources, self.candidate.base.digest, self.adapter.digest, _tools(), str(self.quick)]
         parts += [digest_files(paths.GATES, [*sorted(file.name for file in paths.GATES.glob("*.py")), "policy.toml"])]
