@@ -18,7 +18,7 @@ from assay.bases import EMBEDDED, find_base
 from assay.bench import Bench
 from assay.candidate import Candidate, given_candidate
 from assay.doctor import Finding, Level, Patient, examine
-from assay.record import Status, Verdict, read_run
+from assay.record import Run, Status, Verdict, read_run
 from assay.store import Store
 
 from tests.samples import write_adapter
@@ -183,25 +183,35 @@ def test_json_is_the_findings_and_nothing_else(folder: Path) -> None:
     assert {"check", "level", "text", "fix", "gate"} == set(findings[0])
 
 
-@pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "in two processes"])
-def test_a_run_in_which_nothing_can_pass_ends_before_its_first_step(folder: Path, processes: list[str]) -> None:
+def no_room(folder: Path) -> dict[str, str]:
+    """The variables of a process that sees a machine with 0.1 GB of free memory and no GPU."""
     (folder / "tiny.py").write_text(
         "import assay.doctor\nassay.doctor.available_bytes = lambda: 10**8\nassay.doctor.card_bytes = lambda: None\n"
     )
-    given = ["--base", str(folder / "base"), "--adapter", f"style={folder / 'adapter'}", "--run", str(folder / "out")]
-    command = [sys.executable, "-m", "pytest", "gates", "-q", "-p", "no:cacheprovider", "-p", "tiny", *processes]
+    return {"PYTHONPATH": str(folder), "PYTEST_PLUGINS": "tiny"}
+
+
+def gates(folder: Path, run: str, *options: str, **env: str) -> Run:
+    """A run of the gates on the folder's candidate, in a process of its own."""
+    given = ["--base", str(folder / "base"), "--adapter", f"style={folder / 'adapter'}", "--run", str(folder / run)]
     done = subprocess.run(
-        [*command, *given],
+        [sys.executable, "-m", "pytest", "gates", "-q", "-p", "no:cacheprovider", *given, *options],
         cwd=paths.REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    run = read_run(folder / "out")
+    assert (folder / run / "run.json").exists(), done.stdout + done.stderr
+    return read_run(folder / run)
+
+
+@pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "in two processes"])
+def test_a_run_in_which_nothing_can_pass_ends_before_its_first_step(folder: Path, processes: list[str]) -> None:
+    run = gates(folder, "out", *processes, **no_room(folder), ASSAY_CACHE=str(cache_without_results(folder)))
     need_no_model = {"adapter_files_ok", "toolchain_ready"}
     blocked = [gate.outcome for gate in run.gates if gate.expected.gate not in need_no_model]
-    assert {outcome.status for outcome in blocked} == {Status.BLOCKED}, done.stdout
+    assert {outcome.status for outcome in blocked} == {Status.BLOCKED}, [outcome.reason for outcome in blocked]
     assert {outcome.blocked_by for outcome in blocked} == {"doctor"}
     assert "of memory" in blocked[0].reason
     assert run.verdict is Verdict.HOLD
@@ -212,3 +222,26 @@ def test_a_run_in_which_nothing_can_pass_ends_before_its_first_step(folder: Path
     assert "assay plan" in said
     assert any(one["level"] == "stops" for one in run.doctor)
     assert "Seen before the first step" in (folder / "out" / "report.html").read_text()
+
+
+@pytest.mark.slow(seconds=15)
+def test_what_is_made_is_judged_where_nothing_new_can_be_made(folder: Path) -> None:
+    here = {"ASSAY_CACHE": str(cache_without_results(folder))}
+    gates(folder, "roomy", "-k", "base_quant", **here)
+    run = gates(folder, "full", **no_room(folder), **here)
+    assert any(one["level"] == "stops" for one in run.doctor), "the finding does not depend on what is made"
+    by_gate = {gate.expected.gate: gate.outcome for gate in run.gates}
+    made = by_gate["base_quant_load_ok"]
+    assert (made.status, str(made.steps[0].reused_from).partition("#")[0]) == (Status.PASSED, "roomy")
+    assert by_gate["style_lora_mount_ok"].blocked_by == "doctor"
+    fresh = gates(folder, "fresh", "-k", "base_quant", "--fresh", **no_room(folder), **here)
+    assert {gate.outcome.status for gate in fresh.gates} == {Status.BLOCKED, Status.MISSING}
+
+
+def cache_without_results(folder: Path) -> Path:
+    """A cache with the base and the toolchain, in which no step was made."""
+    cache = folder / "cache"
+    cache.mkdir()
+    for name in ("bases", "toolchains"):
+        (cache / name).symlink_to(paths.cache() / name)
+    return cache

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from assay import execution
-from assay.errors import FREE_SPACE, StepFailed, Unavailable
+from assay.errors import FREE_SPACE, NoRoom, StepFailed, Unavailable
 from assay.record import StepUse, write_json
 from assay.step import Step
 from assay.store import Artifact, Store
@@ -46,6 +46,8 @@ class Bench:
         self.fresh = fresh
         self.say = say
         self.deadline_seconds = deadline_seconds
+        self.no_room = ""
+        """Why no step that holds a model may begin on this machine, if so. What is already made is still reused."""
         self.used: dict[str, StepUse] = {}
         """Steps asked for since `forget_used`, by digest."""
         self.facts: dict[str, Any] = {}
@@ -72,6 +74,7 @@ class Bench:
         Raises:
             StepFailed: it did not get there. A failure is remembered for the rest of the run, not longer.
             Unavailable: this machine cannot run it.
+            NoRoom: the step would begin now, and the machine has no room for a model.
         """
         # Steps log under the run, so that the run's folder explains itself when the store is gone.
         logs = self.run / "steps" / self.store.slot(step).name
@@ -79,6 +82,8 @@ class Bench:
             artifact = self._reusable(step)
             failure = _read(logs / "failure.json")
             if artifact is None and failure is None:
+                if self.no_room and step.holds_model:
+                    raise NoRoom(self.no_room)
                 with self.store.turn():
                     artifact = self._run(step, logs)
                 failure = _read(logs / "failure.json")

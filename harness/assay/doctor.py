@@ -38,7 +38,7 @@ from assay.model_files import end_token_id
 from assay.plan import Shapes, forecast, gguf_type, shapes_from_headers
 from assay.record import Outcome, Status, StepUse
 from assay.step import Step
-from assay.steps import LoadNf4, Merge
+from assay.steps import Merge
 from assay.store import Artifact
 from assay.toolchain import find_toolchain
 from assay.workers import Work
@@ -50,8 +50,6 @@ HASHED_AT_ONCE_BYTES = 3_000_000_000
 """A base of more is not hashed here: sha256 takes a second for two gigabytes."""
 BARELY_ANY_DISK_BYTES = 100_000_000
 TORCH_WITH_CUDA = "https://download.pytorch.org/whl/cu130"
-NEED_NO_MODEL = ("adapter_files_ok", "toolchain_ready")
-"""Gates, beside those of the dataset, that can be judged where the model cannot be loaded."""
 
 
 class Level(StrEnum):
@@ -63,7 +61,7 @@ class Level(StrEnum):
     FAILS = "fails"
     """A gate will not pass."""
     STOPS = "stops"
-    """No gate that needs the model can pass: each is blocked, and no step of it begins."""
+    """No step that holds a model may begin: a gate is judged on what earlier runs made, or blocked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +284,7 @@ def converter(patient: Patient) -> Iterator[Finding]:
 
 
 def memory(patient: Patient) -> Iterator[Finding]:
-    """The model fits into memory in each form that is judged."""
+    """The model fits into memory in each form that is judged. What is already made plays no part in it."""
     if patient.shapes is None or patient.base is None:
         return
     needs, host, card = forecast(patient.shapes), available_bytes(), card_bytes()
@@ -296,8 +294,7 @@ def memory(patient: Patient) -> Iterator[Finding]:
     # In fp32; on a GPU without room for that, in bf16.
     reference = needs["bytes_16bit"] * (2 if card is None else 1) + PROCESS_BYTES
     fix = "take a machine with more, or close what uses it; `assay plan BASE` names the smallest card"
-    usable = patient.base
-    if loaded > room and merged > host and not patient.has(lambda: LoadNf4(base=usable)):
+    if loaded > room and merged > host:
         free = f"{_gb(room)} of {where}, {_gb(host)} of memory"
         text = f"loading takes {_gb(loaded)}, merging {_gb(merged)}; free are {free}"
         yield Finding(check="memory", level=Level.STOPS, text=text, fix=fix)

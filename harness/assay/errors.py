@@ -46,6 +46,10 @@ class Unavailable(AssayError):
     """This machine lacks the device, library or tool. Nobody's model is at fault."""
 
 
+class NoRoom(AssayError):
+    """The machine has too little free memory or disk for the step, so the step does not begin."""
+
+
 class Inconclusive(AssayError):
     """The data cannot decide."""
 

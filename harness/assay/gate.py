@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 import pytest
 from _pytest.outcomes import Skipped
 
+from assay.errors import NoRoom
+
 Per = Literal["run", "dataset", "candidate", "adapter"]
 _ALWAYS_THERE = ("bench", "candidate", "adapter", "prompts", "probes", "max_new_tokens", "scored_tokens", "gguf_dtype")
 """Fixtures that are no prerequisite: nothing has to be made or judged for them."""
@@ -89,6 +91,8 @@ def prerequisite(check: Callable[..., Any], of: str | None = None) -> Any:
     def fixture(**given: Any) -> Any:
         try:
             return check(**given)
+        except NoRoom:
+            raise  # The machine is at fault and not the gate, so the gate is not named.
         except Exception as problem:
             adapter = given.get("adapter")
             by = id.replace("<adapter>", adapter.name if adapter is not None else "<adapter>")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from assay.errors import AssayError
-from assay.gate import Blocked, gate_of
+from assay.gate import gate_of
 from assay.session import GatesSession
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_configure_node(node: Any) -> None:
     """xdist: every worker process writes to the controller's run."""
     if session := _session(node.config):
-        node.workerinput |= {"assay_run": str(session.run), "assay_id": session.id, "assay_hopeless": session.hopeless}
+        told = {"assay_run": str(session.run), "assay_id": session.id, "assay_no_room": session.bench.no_room}
+        node.workerinput |= told
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -108,8 +109,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if session := _session(item.config):
         session.bench.forget_used()
-        if session.is_hopeless(gate_of(getattr(item, "function", None))):
-            raise Blocked("doctor", session.hopeless)
 
 
 @pytest.hookimpl(tryfirst=True)

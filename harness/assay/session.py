@@ -19,8 +19,8 @@ from assay.candidate import Candidate, chosen_candidate
 from assay.checkpoint import read_json
 from assay.diagnosis import FILE as CAUSES
 from assay.diagnosis import read_causes
-from assay.doctor import NEED_NO_MODEL, Finding, Level, Patient, examine
-from assay.errors import AssayError, Inconclusive, InputError, StepFailed, Unavailable
+from assay.doctor import Finding, Level, Patient, examine
+from assay.errors import AssayError, Inconclusive, InputError, NoRoom, StepFailed, Unavailable
 from assay.gate import Blocked, Gate, gate_of, read_gates
 from assay.machine import machine
 from assay.plan import forecast, shapes_from_headers
@@ -31,6 +31,8 @@ from assay.steps import Prompts
 from assay.store import Store
 
 PROPERTY = "assay"
+DOCTOR = "doctor"
+"""What blocks a gate whose step the machine has no room for, instead of another gate's id."""
 _EVALUATED = ("language", "summary", "why_empty", "seconds", "peak_host_bytes", "peak_device_bytes")
 _SETUP_SECONDS = pytest.StashKey[float]()
 _VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "gguf", "safetensors", "pytest", "numpy")
@@ -55,8 +57,6 @@ class GatesSession:
         self.writes = False
         self.findings: list[Finding] = []
         """What the doctor found before the first gate; of the controlling process alone."""
-        self.hopeless = ""
-        """Why no gate that needs the model can pass, if so."""
         self.run = run
         self.gates = gates
         self.policy = policy
@@ -89,7 +89,7 @@ class GatesSession:
         worker = getattr(config, "workerinput", None)
         if worker is not None:
             session = cls(config, folder, Path(worker["assay_run"]), worker["assay_id"], gates, policy, candidate)
-            session.hopeless = worker["assay_hopeless"]
+            session.bench.no_room = worker["assay_no_room"]
             return session
         if config.getoption("collectonly", False):
             return cls(config, folder, paths.REPORTS / "collect-only", "none", gates, policy, candidate)
@@ -107,20 +107,17 @@ class GatesSession:
         for _, findings, _ in examine(Patient(self.candidate, self.bench, in_run=True)):
             self.findings += findings
         stops = [finding for finding in self.findings if finding.level is Level.STOPS]
-        self.hopeless = f"{stops[0].text}. {stops[0].fix}" if stops else ""
+        self.bench.no_room = f"{stops[0].text}. {stops[0].fix}" if stops else ""
         self.bench.forget_used()
         record = read_json(self.run / "run.json")
         write_json(self.run / "run.json", {**record, "doctor": [finding.to_json() for finding in self.findings]})
-
-    def is_hopeless(self, gate: Gate | None) -> bool:
-        """Whether a gate cannot pass for what the doctor found: one that needs the model."""
-        return bool(self.hopeless) and gate is not None and gate.per != "dataset" and gate.id not in NEED_NO_MODEL
 
     def header(self) -> list[str]:
         """What the doctor found, for the top of pytest's output."""
         told = [one for one in self.findings if one.level is not Level.FINE]
         lines = [f"assay doctor: {one.check}: {printable(one.text.splitlines()[0])}" for one in told]
-        return [*lines, *(["assay doctor: no gate that needs the model can pass"] if self.hopeless else [])]
+        stopped = ["assay doctor: no step that holds a model begins"] if self.bench.no_room else []
+        return [*lines, *stopped]
 
     def expected(self) -> list[Expected]:
         """Policy × candidate, in the policy's order: what the verdict will judge, whatever pytest selects."""
@@ -292,6 +289,8 @@ def _status(call: pytest.CallInfo[None]) -> tuple[Status, str, str | None]:
     problem = call.excinfo.value
     if isinstance(problem, Blocked):
         return Status.BLOCKED, problem.reason, problem.by
+    if isinstance(problem, NoRoom):
+        return Status.BLOCKED, str(problem), DOCTOR
     if isinstance(problem, Unavailable):
         return Status.UNAVAILABLE, str(problem), None
     if isinstance(problem, Inconclusive):

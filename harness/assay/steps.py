@@ -56,6 +56,7 @@ class ReadShapes(Step):
 
     worker = "plan.shapes"
     stages = ("shapes",)
+    holds_model = False
     packages = ("torch", "transformers")
     deadline_seconds = 600.0
 
@@ -68,6 +69,7 @@ class ReadDataset(Step):
 
     worker = "dataset.read"
     stages = ("read",)
+    holds_model = False
     packages = ("jsonschema",)
     deadline_seconds = 600.0
 
@@ -80,6 +82,7 @@ class EncodeDataset(Step):
 
     worker = "dataset.encode"
     stages = ("encode",)
+    holds_model = False
     packages = ("transformers", "tokenizers", "jinja2")
     deadline_seconds = 600.0
 
@@ -95,6 +98,7 @@ class InspectAdapter(Step):
 
     worker = "adapter.inspect"
     stages = ("inspect",)
+    holds_model = False
     deadline_seconds = 600.0
 
     adapter: Adapter
@@ -153,6 +157,7 @@ class Canary(Step):
 
     worker = "canary.sing"
     stages = ("write", "quantize", "llama_cli", "llama_cpp_python")
+    holds_model = False
     packages = ("numpy",)
     on_device = True
     deadline_seconds = 300.0
