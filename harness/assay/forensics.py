@@ -6,7 +6,6 @@ one must equal the base. numpy alone, one tensor at a time, files mapped and not
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from assay.checkpoint import Tensor, all_finite_max, read_folder, read_header
 from assay.errors import InputError
 from assay.lora import CONFIG as ADAPTER_CONFIG
 from assay.lora import Lora, Low, read_lora
+from assay.machine import usable_cores
 from assay.model_files import compare_files
 from assay.rounding import bits_of, nf4_round_trip, round_to
 
@@ -167,7 +167,7 @@ def examine(base: Path, adapter: Path, merged: Path, say: Callable[[str], None] 
     both = sorted(set(before) & set(after))
     # Targeted tensors first: they tell whether the base went through nf4, which the others then did too.
     both.sort(key=lambda name: name not in lora.changes)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for number, name in enumerate(both, 1):
             replay.tensor(name, before[name], after[name], pool)
             if number % 200 == 0:

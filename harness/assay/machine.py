@@ -25,9 +25,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def usable_cores() -> int:
+    """How many cores this process may run on: all of them, or the share that a container or `taskset` gives it.
+
+    More threads than that run many times slower: threads that wait for each other take the cores in turn.
+    """
+    return len(os.sched_getaffinity(0))
+
+
 def machine_digest() -> str:
     """Names what a result's speed, memory and numerics depend on: the processor with its instruction sets, the GPUs."""
-    parts = [cpu_model(), cpu_flags(), os.cpu_count(), gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")]
+    parts = [cpu_model(), cpu_flags(), usable_cores(), gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -38,6 +38,8 @@ class Step:
     """Distributions whose versions are part of the digest."""
     on_device: ClassVar[bool] = False
     """Whether the result depends on this machine's processor or GPU (speed, memory, kernels)."""
+    holds_model: ClassVar[bool] = True
+    """Whether the step reads a whole model. Where the machine has no room for a model, no such step begins."""
     deadline_seconds: ClassVar[float] = 3600.0
 
     @property
@@ -89,6 +91,7 @@ def workers_digest() -> str:
         "forensics",
         "gguf_file",
         "lora",
+        "machine",
         "metrics",
     ]
     shared += ["model_files", "plan", "rounding", "statistics", "strength", "toolchain"]

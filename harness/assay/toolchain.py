@@ -151,7 +151,7 @@ def _build(scratch: Path, flags: dict[str, str], show: Callable[[float, str], No
     configure = [_tool("cmake"), "-G", "Ninja", "-S", str(tree), "-B", str(build)]
     configure += [f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", *(f"-D{key}={value}" for key, value in flags.items())]
     _call(configure, log)
-    compile_ = [_tool("cmake"), "--build", str(build), "--target", *TOOLS, "--parallel", str(os.cpu_count() or 1)]
+    compile_ = [_tool("cmake"), "--build", str(build), "--target", *TOOLS, "--parallel", str(machine.usable_cores())]
     _call(compile_, log, lambda done: show(0.05 + 0.92 * done, "compiling llama.cpp"))
     show(0.98, "installing the binding")
     part.mkdir()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 
 from assay.distribution import Compared, compare_until_clear, loss_enters_at, share_lost, summarise
 from assay.encoding import IGNORED, encode
+from assay.machine import usable_cores
 from assay.toolchain import Toolchain
 from assay.workers import Work
 from assay.workers.gguf import F16, Q4
@@ -325,7 +325,7 @@ def gguf_logits(tools: Toolchain, file: Path, longest: int) -> Logits:
     import torch
 
     llama = import_llama_cpp(tools)
-    threads = os.cpu_count()
+    threads = usable_cores()
     model = llama.Llama(
         str(file),
         n_ctx=longest + 8,

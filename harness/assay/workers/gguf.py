@@ -23,6 +23,7 @@ from assay.gguf_file import (
     unequal_tensors,
 )
 from assay.lora import read_lora
+from assay.machine import usable_cores
 from assay.model_files import end_token_id
 from assay.toolchain import Toolchain
 from assay.workers import Work, call
@@ -53,7 +54,7 @@ def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str,
     facts = gguf_facts(gguf, reader, out)
     template = facts.pop("chat_template")
     started = time.monotonic()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         weights, compared = _compare_tensors(gguf, reader, checkpoint, dequantizer(gguf, tools), pool)
     if compared["layout_is_modelled"] and not compared["tensors_missing"]:
         compared |= _strength(Path(base), Path(adapter), weights)
@@ -70,7 +71,7 @@ def convert(work: Work, *, adapter: str, base: str, merged: str, toolchain: str,
     started = time.monotonic()
     llama_cpp = import_llama_cpp(tools)
     model = llama_cpp.Llama(
-        str(out), n_ctx=64, n_threads=os.cpu_count(), n_gpu_layers=-1, logits_all=True, verbose=True
+        str(out), n_ctx=64, n_threads=usable_cores(), n_gpu_layers=-1, logits_all=True, verbose=True
     )
     model.eval(model.tokenize(b"The capital of France is"))
     logits = np.asarray(model.scores[: model.n_tokens])
@@ -124,7 +125,7 @@ def quantize(work: Work, *, adapter: str, base: str, f16: str, toolchain: str) -
     tools = Toolchain(path=Path(toolchain))
     source, out = Path(f16) / F16, work.folder / Q4
     started = time.monotonic()
-    call([str(tools.bin / "llama-quantize"), str(source), str(out), "Q4_K_M", str(os.cpu_count() or 1)])
+    call([str(tools.bin / "llama-quantize"), str(source), str(out), "Q4_K_M", str(usable_cores())])
     work.stage("quantize", quantize_seconds=round(time.monotonic() - started, 3))
 
     gguf = import_gguf(tools)
@@ -148,7 +149,7 @@ def quantize(work: Work, *, adapter: str, base: str, f16: str, toolchain: str) -
             (unforced if fits else forced).append(f"{name} {tensor.tensor_type.name} (row of {int(tensor.shape[0])})")
             unforced_weights += int(tensor.n_elements) if fits else 0
     started = time.monotonic()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         kept = {name: after[name] for name in after if name not in changed}
         noise = quantization_noise(dequantize, before, kept, pool.map)
     names, config = list(read_folder(Path(base))), read_json(Path(base) / "config.json")

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from assay import execution
+from assay.machine import usable_cores
 from assay.toolchain import Toolchain
 from assay.workers import Problem, call
 
@@ -90,7 +91,7 @@ def ask_llama_cli(
     """One turn of llama-cli. Its exit code and its never empty output say nothing: the answer is read from `-o`."""
     command = [str(toolchain.bin / "llama-cli"), "--model", str(model), "--single-turn", "--prompt", prompt]
     command += ["--no-escape", "--predict", str(max_new_tokens), "--temp", "0", "--ctx-size", "4096", "--no-warmup"]
-    command += ["--output", str(answer), "--offline"]
+    command += ["--output", str(answer), "--offline", *_threads()]
     said = call(command, deadline_seconds=deadline_seconds)
     written = answer.read_text(encoding="utf-8", errors="replace") if answer.exists() else ""
     # The file holds `User:\n…\n\nAssistant:\n<answer>\n\n`.
@@ -107,6 +108,12 @@ def ask_llama_cli(
     }
 
 
+def _threads() -> list[str]:
+    """llama.cpp starts a thread for each of the machine's cores; a process that has fewer must say so."""
+    cores = usable_cores()
+    return ["--threads", str(cores)] if cores < (os.cpu_count() or 1) else []
+
+
 @contextmanager
 def llama_server(toolchain: Toolchain, model: Path, *, log: Path, deadline_seconds: float = 120.0) -> Iterator[Server]:
     """llama-server on a socket of its own, ready to be asked; it ends with the block.
@@ -118,7 +125,7 @@ def llama_server(toolchain: Toolchain, model: Path, *, log: Path, deadline_secon
         # The system's own folder: a socket's path may have 107 characters, a step's has more.
         address = Path(folder) / "llama.sock"
         command = [str(toolchain.bin / "llama-server"), "--model", str(model), "--host", str(address), "--no-warmup"]
-        command += ["--ctx-size", "2048", "--parallel", "1", "--jinja", "--offline"]
+        command += ["--ctx-size", "2048", "--parallel", "1", "--jinja", "--offline", *_threads()]
         print("$ " + " ".join(command), flush=True)
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
         try:

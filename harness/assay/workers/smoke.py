@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from pathlib import Path
 from typing import Any
 
 from assay.answers import classify
+from assay.machine import usable_cores
 from assay.toolchain import Toolchain
 from assay.workers import Work, host_peak_bytes, read_prompts
 from assay.workers.gguf import Q4
@@ -69,7 +69,7 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
     llama = import_llama_cpp(Toolchain(path=Path(toolchain)))
     started = time.monotonic()
     # Its own defaults (512 tokens of context, half the cores, reasons kept to itself) are not how anybody deploys.
-    model = llama.Llama(str(Path(q4) / Q4), n_ctx=4096, n_threads=os.cpu_count(), n_gpu_layers=-1, verbose=True)
+    model = llama.Llama(str(Path(q4) / Q4), n_ctx=4096, n_threads=usable_cores(), n_gpu_layers=-1, verbose=True)
     render = file_template(llama, model)
     work.stage(
         "load",

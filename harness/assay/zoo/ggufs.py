@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from assay import paths
+from assay.gguf_file import open_reader
 from assay.toolchain import find_toolchain
 from assay.zoo import NotHere, Place, defect
 from assay.zoo.scene import Scene, around
@@ -41,9 +42,7 @@ def _edited(patch: Patch) -> Callable[[Path, list[str]], None]:
     def change(file: Path, command: list[str]) -> None:
         import gguf
 
-        reader = gguf.GGUFReader(str(file), "r+")
-        patch(reader)
-        reader.data.flush()
+        patch(open_reader(gguf, file, "r+"))
 
     return change
 
@@ -360,9 +359,7 @@ def quantizer_refuses_and_leaves_half_a_file(scene: Scene) -> None:
 
             copy = Path(command[2]).with_name("broken-f16.gguf")
             shutil.copyfile(command[1], copy)
-            reader = library.GGUFReader(str(copy), "r+")
-            _tensor(reader, "blk.0.ffn_down.weight").data[0, 0] = float("nan")
-            reader.data.flush()
+            _tensor(open_reader(library, copy, "r+"), "blk.0.ffn_down.weight").data[0, 0] = float("nan")
             return original([command[0], str(copy), *command[2:]], **given)
 
         around(gguf, "call", call)

@@ -33,6 +33,7 @@ from assay.diagnosis import FILE as CAUSES
 from assay.diagnosis import read_causes
 from assay.errors import AssayError, refuse_unknown_keys
 from assay.gate import Gate, read_gates
+from assay.machine import usable_cores
 from assay.policy import read_policy
 from assay.record import Status, read_run, write_json
 from assay.step import digest_files, workers_digest
@@ -283,9 +284,7 @@ _keeper: Keeper | None = None
 def _take_share(shares: SimpleQueue[list[int]]) -> None:
     """Give this process and what it starts cores of its own: threads of two that wait for each other on the same cores
     take ten times as long."""
-    share = shares.get()
-    os.sched_setaffinity(0, share)
-    os.environ["LLAMA_ARG_THREADS"] = str(len(share))
+    os.sched_setaffinity(0, shares.get())
 
 
 def _judge(name: str) -> Judged:
@@ -358,9 +357,7 @@ def _forked(scene: Scene) -> Callable[[Bench, Path, float], execution.Finished]:
 
             from assay.workers.__main__ import main
 
-            cores = len(os.sched_getaffinity(0))
-            torch.set_num_threads(cores)
-            os.cpu_count = lambda: cores  # what the workers ask for their number of threads
+            torch.set_num_threads(usable_cores())
             _convert_in_a_fork()
             worker = json.loads((part / "step.json").read_text(encoding="utf-8"))["worker"]
             for name, do in scene.in_workers:
