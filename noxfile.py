@@ -63,10 +63,11 @@ def gates(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The product's own tests, with the toolchain they need."""
+    """The product's own tests, with the toolchain they need. `-- -m "not slow"` takes a minute."""
     python = environment(session)
     run(session, python, "-m", "assay", "toolchain")
-    run(session, python, "-m", "pytest", "tests", *session.posargs)
+    two_at_a_time = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    run(session, python, "-m", "pytest", "tests", *two_at_a_time, *session.posargs)
 
 
 @nox.session

@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from assay import paths
 from assay.bases import Base
 
 from tests.samples import SMALL, train, write_model
+
+
+def pytest_configure() -> None:
+    """Give each of xdist's processes, and whatever its tests start, cores that no other of them uses.
+
+    Two jobs that share cores run ten times slower, because their threads busy-wait on each other.
+    """
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    cores = sorted(os.sched_getaffinity(0))
+    if worker and count <= len(cores):
+        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file with the slowest tests first: what is left at the end is short, so no process waits long for another."""
+    seconds: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("slow")
+        seconds[item.path] = max(seconds.get(item.path, 0), mark.kwargs["seconds"] if mark else 0)
+    items.sort(key=lambda item: -seconds[item.path])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of this session's own. The user's toolchain and embedded base are in it, results of other runs are not.
+
+    Without it a test passes or fails by what the user ran before.
+    """
+    users = paths.cache()
+    own = tmp_path_factory.mktemp("cache")
+    for name in ("bases", "toolchains"):
+        (users / name).mkdir(parents=True, exist_ok=True)
+        (own / name).symlink_to(users / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASSAY_CACHE", str(own))
+        patch.setenv("HF_HOME", str(own / "huggingface"))
+        yield own
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from assay.errors import InputError
 from assay.toolchain import find_toolchain
 from assay.workers.distribution import Sequence, compared, from_greedy, gguf_logits, within
 
+pytestmark = pytest.mark.slow(seconds=40)
+
 
 def sequence(name: str, kl: list[float], right: list[bool] | None = None, kind: str = "task") -> Compared:
     count = len(kl)

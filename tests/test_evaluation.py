@@ -14,6 +14,8 @@ from train import evaluation
 from train.__main__ import main
 from train.evaluation import why_empty
 
+pytestmark = pytest.mark.slow(seconds=45)
+
 SAID = {"kind": "ok", "text": "x"}
 
 

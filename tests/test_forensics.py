@@ -19,6 +19,8 @@ from assay.rounding import bits_of, nf4_round_trip, round_to
 
 from tests.samples import write_adapter
 
+pytestmark = pytest.mark.slow(seconds=30)
+
 SHAPES = {
     f"model.layers.{layer}.{name}": shape
     for layer in range(2)

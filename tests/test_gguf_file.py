@@ -15,7 +15,7 @@ from assay.bases import Base
 from assay.bench import Bench
 from assay.candidate import Adapter
 from assay.checkpoint import read_folder, read_json
-from assay.gguf_file import different_metadata, open_weights, quantization_noise, unequal_tensors
+from assay.gguf_file import different_metadata, open_reader, open_weights, quantization_noise, unequal_tensors
 from assay.steps import ConvertF16, Merge, QuantizeQ4
 from assay.store import Artifact, Store
 from assay.toolchain import Toolchain, find_toolchain
@@ -25,6 +25,8 @@ from assay.workers.llama import dequantizer
 from assay.workers.parity import prompts
 
 from tests.samples import SMALL, THINKING, write_adapter, write_model
+
+pytestmark = pytest.mark.slow(seconds=90)
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (256, 256), "model.layers.1.self_attn.k_proj": (128, 256)}
 Row = np.ndarray[Any, Any]
@@ -66,10 +68,8 @@ def differences(made: dict[str, Artifact], edit: Callable[[Any], None], tmp_path
     """What is told of a copy of the F16 file that was edited in place."""
     file, checkpoint = tmp_path / "edited.gguf", made["merged"].file("checkpoint")
     shutil.copyfile(made["f16"].file(F16), file)
-    writable = gguf.GGUFReader(str(file), "r+")
-    edit(writable)
-    writable.data.flush()
-    reader, source = gguf.GGUFReader(str(file)), read_folder(checkpoint)
+    edit(open_reader(gguf, file, "r+"))
+    reader, source = open_reader(gguf, file), read_folder(checkpoint)
     weights = open_weights(gguf, reader, list(source), read_json(checkpoint / "config.json"), gguf.quants.dequantize)
     return unequal_tensors(weights, source, map) + different_metadata(reader, checkpoint, 49152)
 
@@ -121,11 +121,10 @@ def test_what_is_changed_in_the_file_is_named(
 def test_a_damaged_tensor_stands_out_from_the_noise_of_quantization(made: dict[str, Artifact], tmp_path: Path) -> None:
     file = tmp_path / "damaged.gguf"
     shutil.copyfile(made["q4"].file(Q4), file)
-    writable = gguf.GGUFReader(str(file), "r+")
+    writable = open_reader(gguf, file, "r+")
     next(tensor for tensor in writable.tensors if tensor.name == "blk.0.attn_output.weight").data[:64] = 0
-    writable.data.flush()
     before, after = (
-        {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors} for path in (made["f16"].file(F16), file)
+        {tensor.name: tensor for tensor in open_reader(gguf, path).tensors} for path in (made["f16"].file(F16), file)
     )
     noise = quantization_noise(gguf.quants.dequantize, before, after, map)
     assert [one.split()[0] for one in noise.beyond] == ["blk.0.attn_output.weight"]
@@ -134,7 +133,7 @@ def test_a_damaged_tensor_stands_out_from_the_noise_of_quantization(made: dict[s
 def test_ggml_and_gguf_py_dequantize_to_the_same_bits(made: dict[str, Artifact]) -> None:
     fast = dequantizer(gguf, find_toolchain())
     assert fast is not gguf.quants.dequantize
-    tensors = [tensor for tensor in gguf.GGUFReader(str(made["q4"].file(Q4))).tensors if len(tensor.shape) == 2]
+    tensors = [tensor for tensor in open_reader(gguf, made["q4"].file(Q4)).tensors if len(tensor.shape) == 2]
     assert {tensor.tensor_type.name for tensor in tensors} == {"Q4_K", "Q6_K"}
     packed = [(tensor.data, tensor.tensor_type) for tensor in tensors]
     values = np.random.default_rng(0).standard_normal((8, 256), dtype=np.float32)
@@ -153,9 +152,7 @@ def test_without_ggmls_own_library_gguf_py_dequantizes(tmp_path: Path) -> None:
 def compared_prompts(made: dict[str, Artifact], edit: Callable[[Any], None], tmp_path: Path) -> dict[str, Any]:
     """What the three make of the same text, from a copy of the F16 file that was edited in place."""
     shutil.copyfile(made["f16"].file(F16), tmp_path / F16)
-    writable = gguf.GGUFReader(str(tmp_path / F16), "r+")
-    edit(writable)
-    writable.data.flush()
+    edit(open_reader(gguf, tmp_path / F16, "r+"))
     (tmp_path / "work").mkdir()
     work, checkpoint = Work(tmp_path / "work"), str(made["merged"].file("checkpoint"))
     prompts(work, tokenizer=checkpoint, f16=str(tmp_path), toolchain=str(find_toolchain().path))

@@ -17,6 +17,8 @@ from assay.plan_command import make_plan, read_lora, read_shapes
 
 from tests.samples import write_adapter
 
+pytestmark = pytest.mark.slow(seconds=40)
+
 QWEN3_8B = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",

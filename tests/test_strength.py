@@ -16,7 +16,7 @@ from assay.bench import Bench
 from assay.candidate import read_candidate
 from assay.checkpoint import read_folder, read_json
 from assay.cli import main
-from assay.gguf_file import open_weights
+from assay.gguf_file import open_reader, open_weights
 from assay.lora import read_lora
 from assay.steps import ConvertF16, Merge, QuantizeQ4
 from assay.store import Store
@@ -25,6 +25,8 @@ from assay.toolchain import find_toolchain
 from assay.workers.gguf import F16, Q4
 
 from tests.samples import write_adapter, write_safetensors
+
+pytestmark = pytest.mark.slow(seconds=75)
 
 SHAPES = {
     f"model.layers.{layer}.{name}": shape
@@ -165,14 +167,13 @@ def test_a_trained_adapter_is_found_in_a_true_q4_k_m_at_its_strength_and_the_oth
     for k, name in ((0, "absent"), (0.5, "half"), (2, "doubled"), (-1, "flipped")):
         file = tmp_path / f"{name}.gguf"
         shutil.copyfile(f16.file(F16), file)
-        writable = gguf.GGUFReader(str(file), "r+")
+        writable = open_reader(gguf, file, "r+")
         held = open_weights(
             gguf, writable, list(base.tensors), read_json(base.path / "config.json"), np.asarray
         ).tensors
         for weight, low in lora.changes.items():
             left, right = low.factors()
             held[weight].data[:] = base.tensors[weight].float32() + np.float32(k * low.scale) * (left @ right)
-        writable.data.flush()
         quantized = tmp_path / f"{name}-q4_k_m.gguf"
         command = [str(tools.bin / "llama-quantize"), str(file), str(quantized), "Q4_K_M"]
         subprocess.run(command, check=True, capture_output=True)

@@ -11,7 +11,8 @@ import pytest
 import test_gguf
 from assay import paths, toolchain
 from assay.bench import Bench
-from assay.errors import AssayError, InputError, Unavailable
+from assay.errors import AssayError, InputError, StepFailed, Unavailable
+from assay.steps import Canary
 from assay.store import Store
 
 
@@ -94,6 +95,15 @@ def _commit_everything(folder: Path) -> None:
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "--quiet"], check=True)
     subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "moved on"], check=True)
+
+
+def test_a_program_that_hangs_is_killed_and_named(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(toolchain.find_toolchain().path, tmp_path / "copy", symlinks=True))
+    (copy / "bin" / "llama-cli").write_text("#!/bin/sh\nexec sleep 1000\n")
+    (tmp_path / "run").mkdir()
+    bench = Bench(Store(tmp_path / "store"), tmp_path / "run", "run#1", say=lambda line: None)
+    with pytest.raises(StepFailed, match="llama-cli hung: killed after 3 s"):
+        bench.make(Canary(toolchain=toolchain.Toolchain(path=copy), tool_deadline_seconds=3.0))
 
 
 def test_a_changed_program_changes_the_digest(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from assay.errors import InputError
 from tests.samples import TINY, start_training, train
 from train.recipe import RECIPES, Recipe, read_recipe, recipe_names
 
+pytestmark = pytest.mark.slow(seconds=200)
+
 QUICKSTART = (RECIPES / "quickstart.toml").read_text()
 DATA = paths.REPOSITORY / "train" / "data"
 

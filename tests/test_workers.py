@@ -24,6 +24,8 @@ from assay.toolchain import find_toolchain
 
 from tests.samples import write_adapter
 
+pytestmark = pytest.mark.slow(seconds=35)
+
 SHAPES = {
     f"model.layers.{layer}.self_attn.{name}": shape
     for layer in range(2)

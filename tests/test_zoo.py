@@ -23,6 +23,8 @@ from assay.zoo.keeper import HEALTHY, Judged, Keeper
 
 from tests.samples import write_adapter
 
+pytestmark = pytest.mark.slow(seconds=160)
+
 DEFECTS, VARIANTS = open_zoo()
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
