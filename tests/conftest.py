@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from assay import paths
 from assay.bases import Base
 
-from tests.samples import SMALL, train, write_model
+from tests.samples import SMALL, new_cache, train, write_model
 
 
 def pytest_configure() -> None:
@@ -39,11 +38,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     Without it a test passes or fails by what the user ran before.
     """
-    users = paths.cache()
-    own = tmp_path_factory.mktemp("cache")
-    for name in ("bases", "toolchains"):
-        (users / name).mkdir(parents=True, exist_ok=True)
-        (own / name).symlink_to(users / name)
+    own = new_cache(tmp_path_factory.mktemp("own") / "cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ASSAY_CACHE", str(own))
         patch.setenv("HF_HOME", str(own / "huggingface"))

@@ -50,6 +50,15 @@ THINKING = """{%- if messages[0]['role'] != 'system' -%}
 """A template with a thinking switch that drops the thoughts of former turns and refuses empty ones."""
 
 
+def new_cache(folder: Path) -> Path:
+    """A cache with the toolchain and the embedded base of the current one, in which no step was made."""
+    folder.mkdir(parents=True)
+    for name in ("bases", "toolchains"):
+        (paths.cache() / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(paths.cache() / name)
+    return folder
+
+
 def write_model(folder: Path, config: Any, *, seed: int, template: str | None = None) -> Base:
     """A model with random bf16 weights, and the embedded base's tokenizer and, unless given, template."""
     import torch

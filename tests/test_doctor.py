@@ -21,7 +21,7 @@ from assay.doctor import Finding, Level, Patient, examine
 from assay.record import Run, Status, Verdict, read_run
 from assay.store import Store
 
-from tests.samples import write_adapter
+from tests.samples import new_cache, write_adapter
 
 SHAPES = {f"model.layers.{block}.self_attn.q_proj": (576, 576) for block in range(30)}
 
@@ -208,7 +208,7 @@ def gates(folder: Path, run: str, *options: str, **env: str) -> Run:
 
 @pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "in two processes"])
 def test_a_run_in_which_nothing_can_pass_ends_before_its_first_step(folder: Path, processes: list[str]) -> None:
-    run = gates(folder, "out", *processes, **no_room(folder), ASSAY_CACHE=str(cache_without_results(folder)))
+    run = gates(folder, "out", *processes, **no_room(folder), ASSAY_CACHE=str(new_cache(folder / "cache")))
     need_no_model = {"adapter_files_ok", "toolchain_ready"}
     blocked = [gate.outcome for gate in run.gates if gate.expected.gate not in need_no_model]
     assert {outcome.status for outcome in blocked} == {Status.BLOCKED}, [outcome.reason for outcome in blocked]
@@ -226,7 +226,7 @@ def test_a_run_in_which_nothing_can_pass_ends_before_its_first_step(folder: Path
 
 @pytest.mark.slow(seconds=15)
 def test_what_is_made_is_judged_where_nothing_new_can_be_made(folder: Path) -> None:
-    here = {"ASSAY_CACHE": str(cache_without_results(folder))}
+    here = {"ASSAY_CACHE": str(new_cache(folder / "cache"))}
     gates(folder, "roomy", "-k", "base_quant", **here)
     run = gates(folder, "full", **no_room(folder), **here)
     assert any(one["level"] == "stops" for one in run.doctor), "the finding does not depend on what is made"
@@ -236,12 +236,3 @@ def test_what_is_made_is_judged_where_nothing_new_can_be_made(folder: Path) -> N
     assert by_gate["style_lora_mount_ok"].blocked_by == "doctor"
     fresh = gates(folder, "fresh", "-k", "base_quant", "--fresh", **no_room(folder), **here)
     assert {gate.outcome.status for gate in fresh.gates} == {Status.BLOCKED, Status.MISSING}
-
-
-def cache_without_results(folder: Path) -> Path:
-    """A cache with the base and the toolchain, in which no step was made."""
-    cache = folder / "cache"
-    cache.mkdir()
-    for name in ("bases", "toolchains"):
-        (cache / name).symlink_to(paths.cache() / name)
-    return cache

@@ -24,7 +24,7 @@ from assay.record import Run, Status, Verdict, read_run
 from assay.toolchain import find_toolchain
 from assay.zoo.scene import edit_checkpoint
 
-from tests.samples import write_adapter
+from tests.samples import new_cache, write_adapter
 
 pytestmark = pytest.mark.slow(seconds=380)
 
@@ -110,9 +110,7 @@ class Workshop:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     folder = tmp_path_factory.mktemp("workshop")
     base = find_base(EMBEDDED)
-    (folder / "cache" / "store").mkdir(parents=True)
-    for name in ("bases", "toolchains"):
-        (folder / "cache" / name).symlink_to(paths.cache() / name)
+    (new_cache(folder / "cache") / "store").mkdir()
     (folder / "probes").mkdir()
     # Named as a prompt is: a text and a question may be called the same.
     shutil.copyfile(paths.GATES / "probes" / "code.txt", folder / "probes" / "capacitor.txt")
@@ -293,9 +291,7 @@ def test_the_three_failures_from_versions_that_differ(workshop: Workshop, health
 def test_the_three_failures_from_a_disk_that_is_full(workshop: Workshop, healthy: Run) -> None:
     """Merging and converting just fitted: what they made is there, and no larger file can be written."""
     full = Workshop(folder=workshop.folder / "full", adapter=workshop.adapter)
-    (full.cache / "store").mkdir(parents=True)
-    for name in ("bases", "toolchains"):
-        (full.cache / name).symlink_to(workshop.cache / name)
+    (new_cache(full.cache) / "store").mkdir()
     behind = ("gguf.quantize", "smoke", "distribution")
     for slot in (workshop.cache / "store").iterdir():
         if slot.is_dir() and not slot.name.startswith(behind):
@@ -439,9 +435,7 @@ def test_nothing_but_the_workers_imports_torch(healthy: Run, tmp_path: Path) -> 
 def test_without_the_libraries_the_gates_are_unavailable_and_hold(workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "bitsandbytes.py").write_text("raise ImportError('No module named bitsandbytes')\n")
     fresh = Workshop(folder=tmp_path / "fresh", adapter=workshop.adapter)
-    (fresh.cache / "store").mkdir(parents=True)
-    for name in ("bases", "toolchains"):
-        (fresh.cache / name).symlink_to(paths.cache() / name)
+    new_cache(fresh.cache)
     _, run = fresh.gates("missing", "-k", "base_quant", env={"PYTHONPATH": str(tmp_path)})
     gate = next(gate for gate in run.gates if gate.expected.gate == "base_quant_load_ok")
     assert (gate.outcome.status, run.verdict) == (Status.UNAVAILABLE, Verdict.HOLD)

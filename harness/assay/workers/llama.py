@@ -109,7 +109,7 @@ def ask_llama_cli(
 
 
 def _threads() -> list[str]:
-    """llama.cpp starts a thread for each of the machine's cores; a process that has fewer must say so."""
+    """The option that limits llama.cpp to this process's cores. By itself it counts the cores of the machine."""
     cores = usable_cores()
     return ["--threads", str(cores)] if cores < (os.cpu_count() or 1) else []
 
