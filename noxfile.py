@@ -72,11 +72,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff and strict mypy."""
+    """ruff, strict mypy, and which room may import which."""
     python = environment(session)
     run(session, python, "-m", "ruff", "check", ".")
     run(session, python, "-m", "ruff", "format", "--check", ".")
     run(session, python, "-m", "mypy")
+    run(session, python.with_name("lint-imports"), "--no-cache")
 
 
 @nox.session

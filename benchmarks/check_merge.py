@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from assay.rounding import bf16_bits, widen
+from assay.inputs.number_formats import bf16_bits, widen
 from numpy.typing import NDArray
 
 HIDDEN, WIDE, HEADS, LAYERS, WORDS, RANK = 2048, 5632, 256, 22, 32000, 16

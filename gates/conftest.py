@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from assay.bases import Base
-from assay.candidate import Adapter, Candidate
 from assay.errors import AssayError
-from assay.gate import Blocked, prerequisite
-from assay.plugin import use_gates
-from assay.steps import MeasureDistribution, Prompts
+from assay.gating.gate import Blocked, prerequisite
+from assay.gating.plugin import use_gates
+from assay.inputs.bases import Base
+from assay.inputs.candidate import Adapter, Candidate
+from assay.inputs.prompts import Prompts
+from assay.steps.catalogue import MeasureDistribution
 from test_bnb import base_is_usable, test_base_quant_load, test_lora_mount
 from test_data import samples_encode, test_data_parse, training_is_known
 from test_fidelity import EXACT, test_adapter_files

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from assay.answers import Kind
-from assay.bases import Base
-from assay.bench import Bench
-from assay.candidate import Adapter, Candidate
 from assay.errors import Inconclusive
-from assay.gate import gate
-from assay.steps import LoadNf4, MountNf4, Prompts
-from assay.store import Artifact
+from assay.gating.gate import gate
+from assay.inputs.bases import Base
+from assay.inputs.candidate import Adapter, Candidate
+from assay.inputs.prompts import Prompts
+from assay.measures.answers import Kind
+from assay.steps.catalogue import LoadNf4, MountNf4
+from assay.steps.runner import Bench
+from assay.steps.store import Artifact
 
 
 def base_is_usable(candidate: Candidate) -> Base:

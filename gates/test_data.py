@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from assay.bases import Base
-from assay.bench import Bench
-from assay.candidate import Candidate, Training
-from assay.gate import gate
-from assay.steps import EncodeDataset, ReadDataset
-from assay.store import Artifact
+from assay.gating.gate import gate
+from assay.inputs.bases import Base
+from assay.inputs.candidate import Candidate, Training
+from assay.steps.catalogue import EncodeDataset, ReadDataset
+from assay.steps.runner import Bench
+from assay.steps.store import Artifact
 
 NEAR_DUPLICATE = 0.5
 """Character 4-grams shared by two texts, of all that either has. Rewording a question slightly keeps far more."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from assay.bases import Base
-from assay.bench import Bench
-from assay.candidate import Adapter
 from assay.errors import Inconclusive
-from assay.gate import gate
-from assay.steps import InspectAdapter, MeasureDistribution
-from assay.store import Artifact
+from assay.gating.gate import gate
+from assay.inputs.bases import Base
+from assay.inputs.candidate import Adapter
+from assay.steps.catalogue import InspectAdapter, MeasureDistribution
+from assay.steps.runner import Bench
+from assay.steps.store import Artifact
 
 STRENGTH = (0.9, 1.1)
 """Where the strength of an adapter lies that was neither lost nor applied twice, in 4 bits or more."""

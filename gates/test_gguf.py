@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from assay.bases import Base
-from assay.bench import Bench
-from assay.candidate import Adapter
-from assay.gate import gate
-from assay.steps import Canary, ConvertF16, Merge, Prompts, QuantizeQ4, RunLlamaCli, RunLlamaCppPython
-from assay.store import Artifact
-from assay.toolchain import Toolchain, find_toolchain
+from assay.gating.gate import gate
+from assay.inputs.bases import Base
+from assay.inputs.candidate import Adapter
+from assay.inputs.prompts import Prompts
+from assay.inputs.toolchain import Toolchain, find_toolchain
+from assay.steps.catalogue import ConvertF16, Merge, QuantizeQ4, RunLlamaCli, RunLlamaCppPython, SelfTest
+from assay.steps.runner import Bench
+from assay.steps.store import Artifact
 from test_bnb import answers_are_text
 
 F16_LARGEST = 65504.0
@@ -20,30 +21,32 @@ def test_toolchain_ready(bench: Bench) -> Toolchain:
     """llama-quantize, llama-cli and llama-cpp-python quantize, load and compute, and are one commit.
 
     Why it matters: a binary that exists may still not run (missing library, another processor, another glibc), and
-    then everything behind it fails in ways that look like the model's fault. So a canary of one layer goes through
-    all of them: it sings one letter, whatever it is asked.
+    then everything behind it fails in ways that look like the model's fault. So a self-test model of one layer, which
+    answers with one letter whatever it is asked, goes through all of them.
 
     When it fails: build the toolchain again with `nox -s toolchain`; with ASSAY_LLAMA_CPP, check that programs, source
     and libraries are of one build.
     """
     toolchain = find_toolchain()
-    facts = bench.make(Canary(toolchain=toolchain)).facts
+    facts = bench.make(SelfTest(toolchain=toolchain)).facts
     assert facts["converter_present"], f"{toolchain.source}: convert_hf_to_gguf.py is missing"
-    assert "Q4_K" in facts["quantized_types"], f"the quantized canary has no Q4_K tensor: {facts['quantized_types']}"
+    assert "Q4_K" in facts["quantized_types"], (
+        f"the quantized self-test model has no Q4_K tensor: {facts['quantized_types']}"
+    )
     for tool in ("llama_cli", "llama_cpp_python"):
-        song = facts[f"{tool}_song"]
-        assert song == facts["wanted_song"], (
-            f"{tool} computes wrongly: the canary sang {song!r}, not {facts['wanted_song']!r}"
+        answer = facts[f"{tool}_answer"]
+        assert answer == facts["expected_answer"], (
+            f"{tool} computes wrongly: the self-test model answered {answer!r}, expected {facts['expected_answer']!r}"
         )
     assert facts["same_libraries"], "llama-cpp-python loads other libraries than the ones beside llama-cli"
-    commit, wanted = facts["llama_cli_commit"], facts["wanted_commit"]
+    commit, wanted = facts["llama_cli_commit"], facts["expected_commit"]
     for part in ("library", "converter"):
         other = facts[f"{part}_commit"]
         assert other is None or _same_commit(other, commit), (
             f"version skew: llama-cli is {commit}, the {part} is {other}"
         )
     assert wanted is None or _same_commit(wanted, commit), f"version skew: llama-cli is {commit}, pinned is {wanted}"
-    seen, pinned = facts["llama_cpp_python_release"], facts["wanted_release"]
+    seen, pinned = facts["llama_cpp_python_release"], facts["expected_release"]
     assert seen == pinned, f"version skew: llama-cpp-python is {seen}, pinned is {pinned}"
     return toolchain
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from assay.bench import Bench
 from assay.errors import Inconclusive
-from assay.gate import gate
-from assay.step import digest_files
-from assay.steps import ComparePrompts, MeasureDistribution, Part
-from assay.store import Artifact
-from assay.toolchain import Toolchain
+from assay.files import digest_files
+from assay.gating.gate import gate
+from assay.inputs.toolchain import Toolchain
+from assay.steps.catalogue import ComparePrompts, MeasureDistribution, Part
+from assay.steps.runner import Bench
+from assay.steps.store import Artifact
 
 SAME_CHOICE = 0.05
 """Nats a token. Kernels for one token and for many cost up to 0.014 on the embedded base, a repetition penalty of 1.1

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from assay.bases import Base
-from assay.bench import Bench
-from assay.candidate import Adapter, Candidate, Training
 from assay.errors import Inconclusive
-from assay.evaluation import LIMIT, Form, Task, compare, failures, unsettled
-from assay.gate import gate
-from assay.steps import AskTransformers, RunLlamaCppPython
-from assay.store import Artifact
-from assay.toolchain import Toolchain
+from assay.gating.gate import gate
+from assay.gating.task import LIMIT, Form, Task, compare, failures, unsettled
+from assay.inputs.bases import Base
+from assay.inputs.candidate import Adapter, Candidate, Training
+from assay.inputs.toolchain import Toolchain
+from assay.steps.catalogue import AskTransformers, RunLlamaCppPython
+from assay.steps.runner import Bench
+from assay.steps.store import Artifact
 
 
 @gate("nf4_task_ok", per="adapter")

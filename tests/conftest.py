@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from assay.bases import Base
+from assay.inputs.bases import Base
 
 from tests.samples import SMALL, new_cache, train, write_model
 

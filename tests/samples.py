@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from assay import paths
-from assay.bases import Base
-from assay.record import VERSION, Outcome, Status, append_outcome, write_json
+from assay.files import write_json
+from assay.inputs.bases import Base
+from assay.record.record import VERSION, Outcome, Status, append_outcome
 
 SMALL = {
     "vocab_size": 49152,
@@ -62,7 +63,7 @@ def new_cache(folder: Path) -> Path:
 def write_model(folder: Path, config: Any, *, seed: int, template: str | None = None) -> Base:
     """A model with random bf16 weights, and the embedded base's tokenizer and, unless given, template."""
     import torch
-    from assay.bases import EMBEDDED, find_base
+    from assay.inputs.bases import EMBEDDED, find_base
     from transformers import AutoModelForCausalLM, set_seed
 
     set_seed(seed)

@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from assay.dataset import read_dataset
 from assay.errors import FREE_SPACE, AssayError, disk_is_full
+from assay.inputs.dataset import read_dataset
 
 from train.recipe import read_recipe, recipe_names
 

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from assay import paths
-from assay.answers import Kind
-from assay.bases import Base
-from assay.bench import Bench
-from assay.candidate import Adapter, Candidate, read_candidate
-from assay.checkpoint import read_json
-from assay.dataset import METRICS, Dataset
 from assay.errors import InputError, StepFailed
-from assay.evaluation import LIMIT, Task
-from assay.metrics import Score, summarise
-from assay.record import write_json
-from assay.steps import AskTransformers, ConvertF16, Merge, Prompts, QuantizeQ4, RunLlamaCppPython
-from assay.store import Artifact, Store
-from assay.toolchain import find_toolchain
+from assay.files import read_json, write_json
+from assay.gating.task import LIMIT, Task
+from assay.inputs.bases import Base
+from assay.inputs.candidate import Adapter, Candidate, read_candidate
+from assay.inputs.dataset import METRICS, Dataset
+from assay.inputs.prompts import Prompts
+from assay.inputs.toolchain import find_toolchain
+from assay.measures.answers import Kind
+from assay.measures.metrics import Score, summarise
+from assay.steps.catalogue import AskTransformers, ConvertF16, Merge, QuantizeQ4, RunLlamaCppPython
+from assay.steps.runner import Bench
+from assay.steps.store import Artifact, Store
 from rich.console import Console
 from rich.table import Table
 

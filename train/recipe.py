@@ -7,8 +7,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from assay.errors import InputError, refuse_unknown_keys
-from assay.policy import read_toml
+from assay.errors import InputError
+from assay.files import read_toml, refuse_unknown_keys
 
 RECIPES = Path(__file__).parent / "recipes"
 

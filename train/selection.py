@@ -11,12 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from assay.candidate import read_candidate
-from assay.checkpoint import read_json
-from assay.dataset import METRICS, read_dataset
-from assay.errors import InputError, refuse_unknown_keys
-from assay.policy import read_toml
-from assay.statistics import CONFIDENCE, judge_share, lower_bound, paired_p
+from assay.errors import InputError
+from assay.files import read_json, read_toml, refuse_unknown_keys
+from assay.inputs.candidate import read_candidate
+from assay.inputs.dataset import METRICS, read_dataset
+from assay.measures.statistics import CONFIDENCE, judge_share, lower_bound, paired_p
 from rich.console import Console
 from rich.table import Table
 

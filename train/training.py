@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from assay import paths, plan
-from assay.bases import Base, find_base
-from assay.checkpoint import read_json
-from assay.dataset import Dataset
-from assay.encoding import IGNORED, encode
+from assay import paths
 from assay.errors import InputError
-from assay.lora import CONFIG, WEIGHTS
-from assay.record import write_json
-from assay.step import digest_files
+from assay.files import digest_files, read_json, write_json
+from assay.inputs.bases import Base, find_base
+from assay.inputs.dataset import Dataset
+from assay.inputs.lora import CONFIG, WEIGHTS
+from assay.measures import sizing as plan
+from assay.measures.encoding import IGNORED, encode
 from assay.workers import host_peak_bytes
 from assay.workers.model import full_dtype, load_full, load_nf4
 from filelock import FileLock, Timeout
@@ -151,7 +150,7 @@ def judge_data(part: Path) -> None:
     Raises:
         InputError: one of them does not pass; it names the first.
     """
-    from assay.record import read_run
+    from assay.record.record import read_run
 
     run = part / "data-gates"
     shutil.rmtree(run, ignore_errors=True)

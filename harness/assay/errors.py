@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 
 FREE_SPACE = "Free some space, or set ASSAY_CACHE to a folder on a larger disk."
 """What to do about a full disk, wherever it is noticed."""
@@ -52,13 +46,3 @@ class NoRoom(AssayError):
 
 class Inconclusive(AssayError):
     """The data cannot decide."""
-
-
-def refuse_unknown_keys(where: str, seen: Iterable[str], known: Iterable[str]) -> None:
-    """Raise InputError for the first key of `seen` that is not in `known`, naming the nearest known one."""
-    known = sorted(known)
-    for key in seen:
-        if key not in known:
-            near = get_close_matches(key, known, n=1, cutoff=0.0)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{where}: unknown key {key!r}.{hint} Known keys: {', '.join(known) or 'none'}.")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import platformdirs
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parent
+REPOSITORY = PACKAGE.parents[1]
 GATES = REPOSITORY / "gates"
 REPORTS = REPOSITORY / "reports"
 CONSTRAINTS = REPOSITORY / "constraints.txt"

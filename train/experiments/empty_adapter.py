@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from assay.bases import EMBEDDED, find_base
-from assay.checkpoint import chat_template
-from assay.dataset import Sample, read_dataset
-from assay.encoding import IGNORED, Encoded, Served, encode, flaws, render
-from assay.record import write_json
+from assay.files import write_json
+from assay.inputs.bases import EMBEDDED, find_base
+from assay.inputs.checkpoint import chat_template
+from assay.inputs.dataset import Sample, read_dataset
+from assay.measures.encoding import IGNORED, Encoded, Served, encode, flaws, render
 from assay.workers.ask import answer_all
 from assay.workers.model import full_dtype
 from peft import LoraConfig, get_peft_model

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from assay.bases import EMBEDDED, find_base
-from assay.record import write_json
+from assay.files import write_json
+from assay.inputs.bases import EMBEDDED, find_base
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, set_seed
 
 from train.gradients import check_4bit_gradients

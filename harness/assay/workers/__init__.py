@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from assay import execution
+from assay import process
 from assay.errors import AssayError
 
 
@@ -63,7 +63,7 @@ def call(command: list[str], *, env: dict[str, str] | None = None, deadline_seco
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "log.txt"
         try:
-            done = execution.run(
+            done = process.run(
                 command, cwd=Path.cwd(), log=log, deadline_seconds=deadline_seconds, env=env, own_group=False
             )
         except OSError as problem:
@@ -72,7 +72,7 @@ def call(command: list[str], *, env: dict[str, str] | None = None, deadline_seco
             ) from None
         said = log.read_bytes().decode(errors="replace")
         print(said, f"[{name}: exit code {done.exit_code}, {done.seconds:.2f} s]", flush=True)
-        tail = execution.last_lines(log, 6) or "It printed nothing."
+        tail = process.last_lines(log, 6) or "It printed nothing."
     if done.timed_out:
         raise Problem(f"{name} hung: killed after {deadline_seconds:.0f} s. It last printed:\n{tail}")
     if done.exit_code != 0:

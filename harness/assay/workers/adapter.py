@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from assay.checkpoint import all_finite_max, read_folder
-from assay.lora import CONFIG, rank, read_lora, targets
+from assay.inputs.checkpoint import all_finite_max, read_folder
+from assay.inputs.lora import CONFIG, rank, read_lora, targets
 from assay.workers import Work
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from assay.answers import Kind, classify
+from assay.measures.answers import Kind, classify
 from assay.workers import Work, read_prompts
 from assay.workers.model import end_tokens, load_full, load_nf4, peaks
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from assay import strength
-from assay.answers import classify
-from assay.checkpoint import read_folder, read_header
-from assay.lora import read_lora
-from assay.plan import Shapes, bytes_nf4
+from assay.inputs.checkpoint import read_folder, read_header
+from assay.inputs.lora import read_lora
+from assay.measures import strength
+from assay.measures.answers import classify
+from assay.measures.sizing import Shapes, bytes_nf4
 from assay.workers import Work, read_prompts
 from assay.workers.model import end_tokens, load_nf4, peaks
-from assay.workers.plan import build
+from assay.workers.shapes import build
 
 
 def load(work: Work, *, base: str) -> None:

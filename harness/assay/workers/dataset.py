@@ -7,12 +7,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from assay import encoding
-from assay.answers import Kind
-from assay.checkpoint import chat_template, read_json
-from assay.dataset import METRICS, SPLITS, Dataset, Flaw, Sample, read_dataset, similarity, squeeze
 from assay.errors import InputError
-from assay.metrics import score
+from assay.files import read_json
+from assay.inputs.checkpoint import chat_template
+from assay.inputs.dataset import METRICS, SPLITS, Dataset, Flaw, Sample, read_dataset, similarity, squeeze
+from assay.measures import encoding
+from assay.measures.answers import Kind
+from assay.measures.metrics import score
 from assay.workers import Work
 
 Splits = dict[str, list[Sample]]

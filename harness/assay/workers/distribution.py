@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from assay.distribution import Compared, compare_until_clear, loss_enters_at, share_lost, summarise
-from assay.encoding import IGNORED, encode
+from assay.inputs.toolchain import Toolchain
 from assay.machine import usable_cores
-from assay.toolchain import Toolchain
+from assay.measures.divergence import Compared, compare_until_clear, loss_enters_at, share_lost, summarise
+from assay.measures.encoding import IGNORED, encode
 from assay.workers import Work
 from assay.workers.gguf import F16, Q4
 from assay.workers.llama import import_llama_cpp

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from assay import strength
-from assay.checkpoint import chat_template, read_folder, read_json
-from assay.gguf_file import (
+from assay.files import read_json
+from assay.inputs.checkpoint import chat_template, read_folder
+from assay.inputs.gguf_file import (
     MODELLED,
     Weights,
     different_metadata,
@@ -22,10 +22,11 @@ from assay.gguf_file import (
     quantization_noise,
     unequal_tensors,
 )
-from assay.lora import read_lora
+from assay.inputs.lora import read_lora
+from assay.inputs.model_files import end_token_id
+from assay.inputs.toolchain import Toolchain
 from assay.machine import usable_cores
-from assay.model_files import end_token_id
-from assay.toolchain import Toolchain
+from assay.measures import strength
 from assay.workers import Work, call
 from assay.workers.llama import dequantizer, gguf_facts, import_gguf, import_llama_cpp
 

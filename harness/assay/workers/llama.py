@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from assay import execution
+from assay import process
+from assay.inputs.toolchain import Toolchain
 from assay.machine import usable_cores
-from assay.toolchain import Toolchain
 from assay.workers import Problem, call
 
 _TIMINGS = re.compile(r"\[ Prompt: ([\d.]+) t/s \| Generation: ([\d.]+) t/s \]")
@@ -133,7 +133,7 @@ def llama_server(toolchain: Toolchain, model: Path, *, log: Path, deadline_secon
             while not server.is_ready():
                 if child.poll() is not None or time.monotonic() > end:
                     state = "hung" if child.poll() is None else f"ended with exit code {child.returncode}"
-                    raise Problem(f"llama-server {state} before it was ready:\n{execution.last_lines(log, 6)}")
+                    raise Problem(f"llama-server {state} before it was ready:\n{process.last_lines(log, 6)}")
                 time.sleep(0.02)
             yield server
         finally:

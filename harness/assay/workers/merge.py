@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from assay import strength
-from assay.checkpoint import read_folder
-from assay.forensics import examine
-from assay.forensics import facts as forensic_facts
+from assay.inputs.checkpoint import read_folder
+from assay.measures import strength
+from assay.measures.merge_replay import examine
+from assay.measures.merge_replay import facts as forensic_facts
 from assay.workers import Work, host_peak_bytes
 
 _OWN = re.compile(r"config\.json$|.*\.safetensors\.index\.json$")

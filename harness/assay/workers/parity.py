@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from assay.toolchain import Toolchain
+from assay.inputs.toolchain import Toolchain
 from assay.workers import Work
 from assay.workers.gguf import F16
 from assay.workers.llama import file_template, import_llama_cpp, llama_server

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from assay.answers import classify
+from assay.inputs.toolchain import Toolchain
 from assay.machine import usable_cores
-from assay.toolchain import Toolchain
+from assay.measures.answers import classify
 from assay.workers import Work, host_peak_bytes, read_prompts
 from assay.workers.gguf import Q4
 from assay.workers.llama import ask_llama_cli, file_template, import_llama_cpp

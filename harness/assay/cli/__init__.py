@@ -1,0 +1,1 @@
+"""The command `assay`: one module per command. Nothing here judges."""

@@ -1,0 +1,195 @@
+"""The pytest plugin: hooks only. It writes `run.json` before the first gate and one line of `gates.jsonl` a gate.
+
+It does nothing until a `conftest.py` calls `use_gates(config, folder)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from assay.errors import AssayError
+from assay.gating.gate import gate_of
+from assay.gating.session import GatesSession
+
+if TYPE_CHECKING:
+    from assay.inputs.candidate import Candidate
+    from assay.inputs.prompts import Prompts
+    from assay.steps.runner import Bench
+
+SESSION = pytest.StashKey[GatesSession]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("assay", "Assay: which candidate, and where the record goes")
+    group.addoption("--candidate", metavar="FILE", help="candidate.json (default: the quickstart's)")
+    group.addoption("--base", metavar="BASE", help="base model: a folder, a hub id, or smollm2-135m-instruct")
+    group.addoption("--revision", metavar="REV", help="revision of a hub base")
+    group.addoption("--adapter", metavar="NAME=WHERE", action="append", default=[], help="adapter: folder or hub id")
+    group.addoption("--trained-on", metavar="NAME", help="your word that an adapter's recorded base NAME is this base")
+    group.addoption("--run", metavar="DIR", help="folder of the record (default: reports/<time>-<candidate>)")
+    group.addoption("--policy", metavar="FILE", help="what blocks a release (default: policy.toml beside the gates)")
+    group.addoption("--prompts", metavar="DIR", help="folder of *.txt prompts (default: prompts/ beside the gates)")
+    group.addoption("--probes", metavar="DIR", help="folder of *.txt prose that distributions are measured on, too")
+    group.addoption("--max-new-tokens", metavar="N", type=int, default=64, help="length of the answers (default: 64)")
+    group.addoption(
+        "--scored-tokens",
+        metavar="N",
+        type=int,
+        default=6000,
+        help="positions at which distributions are compared (default: 6000: 3.6 GB with 150,000 words)",
+    )
+    group.addoption(
+        "--gguf-dtype",
+        choices=["f16", "bf16"],
+        default="f16",
+        help="16-bit type that a checkpoint is converted to (default: f16; bf16 holds values above 65504)",
+    )
+    group.addoption("--fresh", action="store_true", help="reuse no result of an earlier run")
+    group.addoption(
+        "--deadline", metavar="SECONDS", type=float, default=float("inf"), help="caps every step's deadline"
+    )
+
+
+def use_gates(config: pytest.Config, folder: Path) -> None:
+    """Make this pytest run a run of the gates in `folder`. For `conftest.py`'s `pytest_configure`."""
+    try:
+        session = config.stash[SESSION] = GatesSession.start(config, folder)
+    except (AssayError, OSError) as problem:
+        raise pytest.UsageError(str(problem)) from None
+    if session.writes:
+        config.pluginmanager.register(Recorder(session), "assay-recorder")
+
+
+def _session(config: pytest.Config) -> GatesSession | None:
+    return config.stash.get(SESSION, None)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    session = _session(config)
+    return session.header() if session else []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """xdist: every worker process writes to the controller's run."""
+    if session := _session(node.config):
+        told = {"assay_run": str(session.run), "assay_id": session.id, "assay_no_room": session.bench.no_room}
+        node.workerinput |= told
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    session, gate = _session(metafunc.config), gate_of(metafunc.function)
+    if session and gate and "adapter" in metafunc.fixturenames:
+        adapters = session.candidate.adapters
+        metafunc.parametrize("adapter", adapters, ids=[adapter.name for adapter in adapters])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the gates that this candidate gives nothing to judge: they are not expected either."""
+    if session := _session(config):
+        gates = {item: gate_of(getattr(item, "function", None)) for item in items}
+        items[:] = [item for item, gate in gates.items() if gate is None or session.judges(gate)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
+    """A gate may return what it made, which pytest would complain about."""
+    if _session(pyfuncitem.config) is None or gate_of(pyfuncitem.function) is None:
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
+    return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if session := _session(item.config):
+        session.bench.forget_used()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Steps of the prerequisites are theirs; a gate's record names what the gate itself looked at."""
+    if session := _session(item.config):
+        session.bench.forget_used()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if session := _session(item.config):
+        session.attach(item, call, report)
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """Show the real status in the terminal; for pytest itself the outcome stays what it is."""
+    word = next((str(value) for name, value in report.user_properties if name == "assay-status"), None)
+    if word is None or word == "passed" or report.outcome != "skipped":
+        return None
+    return "skipped", word[0], word.upper()
+
+
+class Recorder:
+    """The hooks of the process that writes the record: pytest's own, or xdist's controller."""
+
+    def __init__(self, session: GatesSession) -> None:
+        self.session = session
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.session.write(report)
+
+    def pytest_sessionfinish(self) -> None:
+        self.session.finish()
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        self.session.summarise(terminalreporter)
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """Makes steps, or reuses what was made."""
+    return request.config.stash[SESSION].bench
+
+
+@pytest.fixture
+def candidate(request: pytest.FixtureRequest) -> Candidate:
+    return request.config.stash[SESSION].candidate
+
+
+@pytest.fixture
+def prompts(request: pytest.FixtureRequest) -> Prompts:
+    """What every generating gate asks."""
+    return request.config.stash[SESSION].prompts
+
+
+@pytest.fixture
+def probes(request: pytest.FixtureRequest) -> Prompts:
+    """General prose that every form is fed, beside the task's own answers."""
+    return request.config.stash[SESSION].probes
+
+
+@pytest.fixture
+def gguf_dtype(request: pytest.FixtureRequest) -> str:
+    """The 16-bit type that a checkpoint is converted to: f16 or bf16."""
+    return str(request.config.getoption("--gguf-dtype"))
+
+
+@pytest.fixture
+def scored_tokens(request: pytest.FixtureRequest) -> int:
+    """At how many positions distributions are compared, at most."""
+    return int(request.config.getoption("--scored-tokens"))
+
+
+@pytest.fixture
+def max_new_tokens(request: pytest.FixtureRequest) -> int:
+    """Where every answer is cut off."""
+    return int(request.config.stash[SESSION].max_new_tokens)
