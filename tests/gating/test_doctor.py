@@ -187,7 +187,7 @@ def test_json_is_the_findings_and_nothing_else(folder: Path) -> None:
 def no_room(folder: Path) -> dict[str, str]:
     """The variables of a process that sees a machine with 0.1 GB of free memory and no GPU."""
     (folder / "tiny.py").write_text(
-        "import assay.doctor\nassay.doctor.available_bytes = lambda: 10**8\nassay.doctor.card_bytes = lambda: None\n"
+        "from assay.gating import doctor\ndoctor.available_bytes = lambda: 10**8\ndoctor.card_bytes = lambda: None\n"
     )
     return {"PYTHONPATH": str(folder), "PYTEST_PLUGINS": "tiny"}
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from assay import paths
 from assay.steps import step
 
 
@@ -15,7 +16,7 @@ from assay.steps import step
 def test_code_that_makes_a_result_is_part_of_the_digest(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = shutil.copytree(step.PACKAGE, tmp_path / "assay")
+    copy = shutil.copytree(paths.PACKAGE, tmp_path / "assay")
     monkeypatch.setattr(step, "PACKAGE", copy)
     before = step.code_digest.__wrapped__()
     (copy / file).write_text((copy / file).read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
@@ -24,7 +25,7 @@ def test_code_that_makes_a_result_is_part_of_the_digest(
 
 @pytest.mark.parametrize("file", ["gating/gate.py", "record/html.py", "cli/app.py", "faults/sandbox.py"])
 def test_code_that_judges_or_shows_results_is_not(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = shutil.copytree(step.PACKAGE, tmp_path / "assay")
+    copy = shutil.copytree(paths.PACKAGE, tmp_path / "assay")
     monkeypatch.setattr(step, "PACKAGE", copy)
     before = step.code_digest.__wrapped__()
     (copy / file).write_text("# changed\n", encoding="utf-8")
