@@ -1,4 +1,4 @@
-"""The ways of not getting there. Every message names the subject, what was seen, what was expected and what to do."""
+"""Exceptions. Every message names the subject, what was seen, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ def disk_is_full(problem: BaseException) -> bool:
 
 
 class AssayError(Exception):
-    """A problem that a person can act on. Its text is shown as it is, without a traceback."""
+    """A problem that a person can act on. Its text is shown as it is, without a traceback.
+
+    Args:
+        text: for people; it may change.
+        code: a stable word for the kind of problem, which causes and tests refer to; empty if nothing refers to it.
+        details: values that a cause's text may name, such as the file.
+    """
+
+    def __init__(self, text: str = "", *, code: str = "", **details: str | float) -> None:
+        super().__init__(text)
+        self.code = code
+        self.details = details
 
 
 class InputError(AssayError):
@@ -29,8 +40,8 @@ class InputError(AssayError):
 class StepFailed(AssayError):
     """A step did not produce its artifact. `log` is the path of its log, relative to the run's folder."""
 
-    def __init__(self, reason: str, *, step: str, log: str) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, *, step: str, log: str, code: str = "", **details: str | float) -> None:
+        super().__init__(reason, code=code, **details)
         self.reason = reason
         self.step = step
         self.log = log

@@ -20,9 +20,13 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: not found.") from None
+        raise InputError(f"{path}: not found.", code="file-missing", file=path.name) from None
     except json.JSONDecodeError as problem:
-        raise InputError(f"{path}: not JSON, line {problem.lineno} column {problem.colno}: {problem.msg}.") from None
+        raise InputError(
+            f"{path}: not JSON, line {problem.lineno} column {problem.colno}: {problem.msg}.",
+            code="not-json",
+            file=path.name,
+        ) from None
     except UnicodeDecodeError as problem:
         raise InputError(f"{path}: not UTF-8 ({problem.reason} at byte {problem.start}).") from None
     if not isinstance(data, dict):

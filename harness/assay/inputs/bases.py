@@ -85,11 +85,14 @@ def _refuse_unusable(base: Base) -> None:
         method = quantized.get("quant_method", "an unnamed method")
         raise InputError(
             f"{base.path}/config.json: already quantized ({method}). A merge into quantized weights is not the model "
-            "that was trained: name the full-precision base, of which Assay makes the 4-bit form itself."
+            "that was trained: name the full-precision base, of which Assay makes the 4-bit form itself.",
+            code="base-quantized",
+            method=str(method),
         )
     if not (base.path / "tokenizer.json").exists() and not (base.path / "tokenizer.model").exists():
         raise InputError(
-            f"{base.path}: no tokenizer.json and no tokenizer.model. Copy the base's tokenizer files there."
+            f"{base.path}: no tokenizer.json and no tokenizer.model. Copy the base's tokenizer files there.",
+            code="no-tokenizer",
         )
     chat_template(base.path)
     _ = base.tensors

@@ -45,11 +45,17 @@ class Adapter:
             folder = from_hub(self.source, None, ["adapter_*"])
         if not (folder / CONFIG).exists():
             raise InputError(
-                f"{folder}: {CONFIG} is missing, so this is not an adapter. Save it with save_pretrained()."
+                f"{folder}: {CONFIG} is missing, so this is not an adapter. Save it with save_pretrained().",
+                code="file-missing",
+                file=CONFIG,
             )
         if not (folder / WEIGHTS).exists():
             pickle = "; adapter_model.bin is a pickle and is never loaded" if list(folder.glob("*.bin")) else ""
-            raise InputError(f"{folder}: {WEIGHTS} is missing{pickle}. Save it with save_pretrained().")
+            raise InputError(
+                f"{folder}: {WEIGHTS} is missing{pickle}. Save it with save_pretrained().",
+                code="adapter-pickle" if pickle else "file-missing",
+                file=WEIGHTS,
+            )
         return folder.resolve()
 
     @cached_property

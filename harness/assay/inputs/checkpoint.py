@@ -81,7 +81,11 @@ def read_header(file: Path) -> dict[str, Tensor]:
         with file.open("rb") as stream:
             start = stream.read(8)
             if start.startswith(b"version "):
-                raise InputError(f"{file}: a Git LFS pointer, not the file. Fetch it with `git lfs pull`.")
+                raise InputError(
+                    f"{file}: a Git LFS pointer, not the file. Fetch it with `git lfs pull`.",
+                    code="lfs-pointer",
+                    file=str(file),
+                )
             (length,) = struct.unpack("<Q", start)
             if length > min(size, 100_000_000):
                 raise ValueError("header length out of bounds")
@@ -100,7 +104,9 @@ def read_header(file: Path) -> dict[str, Tensor]:
             if 8 + length + end > size:
                 raise InputError(
                     f"{file}: truncated. Its header promises {8 + length + end:,} bytes or more, it has {size:,}. "
-                    "Download or save it again."
+                    "Download or save it again.",
+                    code="file-truncated",
+                    file=str(file),
                 )
             if entry["dtype"] in _NUMPY and prod(entry["shape"]) * np.dtype(_NUMPY[entry["dtype"]]).itemsize != (
                 end - begin
@@ -121,7 +127,10 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     if not files:
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         seen = f"only pickles ({', '.join(pickles)}), which can run code when loaded" if pickles else "none"
-        raise InputError(f"{folder}: safetensors expected, {seen} found. Save it again with safetensors.")
+        raise InputError(
+            f"{folder}: safetensors expected, {seen} found. Save it again with safetensors.",
+            code="only-pickles" if pickles else "no-safetensors",
+        )
     # As transformers chooses: the index's files, else model.safetensors. Others may lie beside them (consolidated.*).
     index = folder / "model.safetensors.index.json"
     named: dict[str, str] = read_json(index).get("weight_map", {}) if index.exists() else {}
@@ -136,7 +145,10 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
                 raise InputError(f"{folder}: {name} is in both {tensors[name].file.name} and {file.name}. Remove one.")
             tensors[name] = tensor
     if lacking := sorted(set(named) - set(tensors)):
-        raise InputError(f"{folder}: {index.name} names {len(lacking)} tensors that no file has, {lacking[0]} first.")
+        raise InputError(
+            f"{folder}: {index.name} names {len(lacking)} tensors that no file has, {lacking[0]} first.",
+            code="shard-missing",
+        )
     return tensors
 
 
@@ -159,13 +171,15 @@ def chat_template(folder: Path) -> str:
     if own is not None and embedded is not None and own != embedded:
         raise InputError(
             f"{folder}: chat_template.jinja and tokenizer_config.json hold different chat templates; transformers uses "
-            "the first, llama.cpp's converter the second. Remove the one that is stale."
+            "the first, llama.cpp's converter the second. Remove the one that is stale.",
+            code="two-chat-templates",
         )
     template = own if own is not None else embedded
     if not template:
         raise InputError(
             f"{folder}: no chat template in chat_template.jinja or tokenizer_config.json. Without it every runtime "
-            "makes up a prompt of its own. Add the chat_template.jinja that the model was trained with."
+            "makes up a prompt of its own. Add the chat_template.jinja that the model was trained with.",
+            code="no-chat-template",
         )
     return str(template)
 

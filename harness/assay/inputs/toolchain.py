@@ -102,7 +102,8 @@ def find_toolchain() -> Toolchain:
             return _toolchain_at(folder)
     raise Unavailable(
         "llama.cpp is not built on this machine. Build it once with `nox -s toolchain` (about 7 minutes on two "
-        "cores), or name a build of yours in ASSAY_LLAMA_CPP."
+        "cores), or name a build of yours in ASSAY_LLAMA_CPP.",
+        code="tool-missing",
     )
 
 
@@ -184,10 +185,15 @@ def _adopt(root: Path) -> Toolchain:
     places = [root / "build" / "bin", root / "bin", root]
     found = next((place for place in places if (place / "llama-quantize").exists()), None)
     if found is None:
-        raise InputError(f"ASSAY_LLAMA_CPP={root}: no llama-quantize in build/bin, bin or the folder itself.")
+        raise InputError(
+            f"ASSAY_LLAMA_CPP={root}: no llama-quantize in build/bin, bin or the folder itself.", code="tool-missing"
+        )
     source = next((place for place in (root, root / "source") if (place / "convert_hf_to_gguf.py").exists()), None)
     if source is None:
-        raise InputError(f"ASSAY_LLAMA_CPP={root}: no convert_hf_to_gguf.py there; name the whole llama.cpp checkout.")
+        raise InputError(
+            f"ASSAY_LLAMA_CPP={root}: no convert_hf_to_gguf.py there; name the whole llama.cpp checkout.",
+            code="converter-missing",
+        )
     pinned = pin()
     name = hashlib.sha256(f"{found}\0{source}\0{pinned['sha256']}".encode()).hexdigest()[:12]
     folder = paths.cache() / "toolchains" / f"external-{name}"
