@@ -97,7 +97,7 @@ def test_the_newest_run_is_by_its_own_time_and_never_the_example(tmp_path: Path)
 
 
 def test_an_outcome_survives_its_line() -> None:
-    outcome = Outcome(gate="g", adapter="a", status=Status.FAILED, reason="é\n<b>", facts={"n": [1, 2]})
+    outcome = Outcome(gate="g", adapter="a", status=Status.FAILED, reason="é\n<b>", facts={"Step.stage": {"n": [1, 2]}})
     assert Outcome.from_json(outcome.to_json()) == outcome
 
 

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from assay import __version__, paths
-from assay.errors import AssayError, Inconclusive, InputError, NoRoom, StepFailed, Unavailable
+from assay.errors import AssayError, Inconclusive, InputError, NoRoom, StepFailed, Unavailable, WorkerCrashed
 from assay.files import read_json, write_json
 from assay.gating.causes import FILE as CAUSES
 from assay.gating.causes import read_causes
-from assay.gating.doctor import Finding, Level, Patient, examine
+from assay.gating.doctor import examine
+from assay.gating.evidence import Evidence
+from assay.gating.examination import Examination, Finding, Level
 from assay.gating.gate import Blocked, Gate, gate_of, read_gates
 from assay.gating.policy import Policy, read_policy
 from assay.inputs.candidate import Candidate, chosen_candidate
@@ -27,13 +29,15 @@ from assay.machine import machine
 from assay.measures.sizing import forecast, shapes_from_headers
 from assay.record.record import VERSION, Expected, Outcome, Status, append_outcome, read_run
 from assay.record.text import printable
-from assay.steps.runner import Bench
+from assay.steps.runner import Runner
 from assay.steps.store import Store
 
 PROPERTY = "assay"
 DOCTOR = "doctor"
 """What blocks a gate whose step the machine has no room for, instead of another gate's id."""
 _EVALUATED = ("language", "summary", "why_empty", "seconds", "peak_host_bytes", "peak_device_bytes")
+EVIDENCE = pytest.StashKey[Evidence]()
+"""What the gate of a pytest item looked at."""
 _SETUP_SECONDS = pytest.StashKey[float]()
 _VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "gguf", "safetensors", "pytest", "numpy")
 
@@ -67,13 +71,14 @@ class GatesSession:
         self.probes = Prompts(path=Path(config.getoption("--probes") or folder / "probes").resolve())
         _ = self.probes.digest
         self.max_new_tokens = config.getoption("--max-new-tokens")
-        self.bench = Bench(
+        self.runner = Runner(
             Store(paths.cache() / "store"),
             run,
             id,
             fresh=config.getoption("--fresh"),
             say=self._say,
             deadline_seconds=config.getoption("--deadline"),
+            execute=config.hook.pytest_assay_executor(config=config),
         )
 
     @classmethod
@@ -89,7 +94,7 @@ class GatesSession:
         worker = getattr(config, "workerinput", None)
         if worker is not None:
             session = cls(config, folder, Path(worker["assay_run"]), worker["assay_id"], gates, policy, candidate)
-            session.bench.no_room = worker["assay_no_room"]
+            session.runner.no_room = worker["assay_no_room"]
             return session
         if config.getoption("collectonly", False):
             return cls(config, folder, paths.REPORTS / "collect-only", "none", gates, policy, candidate)
@@ -104,11 +109,10 @@ class GatesSession:
 
     def _examine(self) -> None:
         """Ask the doctor, and add what it found to `run.json`: what stops everything is known before the first step."""
-        for _, findings, _ in examine(Patient(self.candidate, self.bench, in_run=True)):
+        for _, findings, _ in examine(Examination(self.candidate, self.runner, in_run=True)):
             self.findings += findings
         stops = [finding for finding in self.findings if finding.level is Level.STOPS]
-        self.bench.no_room = f"{stops[0].text}. {stops[0].fix}" if stops else ""
-        self.bench.forget_used()
+        self.runner.no_room = f"{stops[0].text}. {stops[0].fix}" if stops else ""
         record = read_json(self.run / "run.json")
         write_json(self.run / "run.json", {**record, "doctor": [finding.to_json() for finding in self.findings]})
 
@@ -116,7 +120,7 @@ class GatesSession:
         """What the doctor found, for the top of pytest's output."""
         told = [one for one in self.findings if one.level is not Level.FINE]
         lines = [f"assay doctor: {one.check}: {printable(one.text.splitlines()[0])}" for one in told]
-        stopped = ["assay doctor: no step that holds a model begins"] if self.bench.no_room else []
+        stopped = ["assay doctor: no step that holds a model begins"] if self.runner.no_room else []
         return [*lines, *stopped]
 
     def expected(self) -> list[Expected]:
@@ -234,9 +238,11 @@ class GatesSession:
         if call.when == "setup":
             item.stash[_SETUP_SECONDS] = call.duration
         status, reason, by = _status(call)
+        problem = call.excinfo.value if call.excinfo else None
+        evidence = item.stash.get(EVIDENCE, None) if call.when == "call" else None
         if status is Status.PASSED and call.when != "call":
             return
-        if status in (Status.BLOCKED, Status.UNAVAILABLE, Status.INCONCLUSIVE) and report.outcome != "skipped":
+        if status in (Status.BLOCKED, Status.UNAVAILABLE, Status.INCONCLUSIVE):
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.reportinfo()[1] or 0, f"{status.value}: {reason}")
         callspec = getattr(item, "callspec", None)
@@ -247,8 +253,10 @@ class GatesSession:
             status=status,
             reason=reason,
             blocked_by=by,
-            facts=self.bench.facts if call.when == "call" else {},
-            steps=tuple(self.bench.used.values()) if call.when == "call" else (),
+            code=getattr(problem, "code", ""),
+            details=getattr(problem, "details", {}),
+            facts=evidence.to_json() if evidence else {},
+            steps=tuple(evidence.uses.values()) if evidence else (),
             seconds=round(call.duration + (item.stash[_SETUP_SECONDS] if call.when == "call" else 0.0), 3),
         )
         if status not in (Status.PASSED, Status.BLOCKED):
@@ -297,14 +305,11 @@ def _status(call: pytest.CallInfo[None]) -> tuple[Status, str, str | None]:
         return Status.UNAVAILABLE, str(problem), None
     if isinstance(problem, Inconclusive):
         return Status.INCONCLUSIVE, str(problem), None
+    if isinstance(problem, WorkerCrashed):
+        return Status.ERROR, f"The harness broke: {problem}", None
     if isinstance(problem, (AssertionError, StepFailed, InputError)) and call.when == "call":
-        return Status.FAILED, _without_introspection(str(problem)), None
+        return Status.FAILED, str(problem), None
     return Status.ERROR, f"The harness broke: {type(problem).__name__}: {problem}", None
-
-
-def _without_introspection(text: str) -> str:
-    """A gate's own words; pytest appends what it saw (`assert [...] == []`) after them."""
-    return re.split(r"\nassert ", text, maxsplit=1)[0]
 
 
 def _candidate(config: pytest.Config) -> Candidate:

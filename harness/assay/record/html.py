@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from assay.process import last_lines
-from assay.record.record import Judged, Run, Status
+from assay.record.record import Judged, Outcome, Run, Status
 from assay.record.text import cause_is_unknown, evidence_to_send, headline, subject, why
 
 
@@ -37,6 +37,13 @@ def render_html(run: Run) -> str:
         waterfall=waterfall(run),
         answers=answers(run),
     )
+
+
+def facts_by_name(outcome: Outcome) -> dict[str, Any]:
+    """All facts of a gate, later stages first; in version 1 they are flat."""
+    if outcome.version == 1:
+        return outcome.facts
+    return {name: fact for facts in outcome.facts.values() for name, fact in facts.items()}
 
 
 def diagnoses(run: Run) -> list[dict[str, Any]]:
@@ -68,7 +75,7 @@ def diagnoses(run: Run) -> list[dict[str, Any]]:
 
 
 def _row(run: Run, gate: Judged) -> dict[str, Any]:
-    facts = {name: fact for name, fact in gate.outcome.facts.items() if name != "answers"}
+    facts = {name: fact for name, fact in facts_by_name(gate.outcome).items() if name != "answers"}
     logs = [] if gate.passed else [(use, last_lines(run.folder / use.log, 40)) for use in gate.outcome.steps]
     return {
         "judged": gate,
@@ -91,7 +98,7 @@ def performance(run: Run) -> list[dict[str, Any]]:
     names = (*speeds, "peak_host_bytes", "peak_device_bytes")
     rows = []
     for gate in run.gates:
-        facts = gate.outcome.facts
+        facts = facts_by_name(gate.outcome)
         if "decode_tokens_per_second" in facts:
             rows.append({"subject": subject(gate), **{name: facts.get(name) for name in names}})
     return rows
@@ -99,7 +106,7 @@ def performance(run: Run) -> list[dict[str, Any]]:
 
 def comparison(run: Run) -> list[dict[str, Any]]:
     """The thesis's performance table (section 4.5.6), every cell measured: each form of each adapter, one row."""
-    facts = {(gate.expected.gate, gate.expected.adapter): gate.outcome.facts for gate in run.gates}
+    facts = {(gate.expected.gate, gate.expected.adapter): facts_by_name(gate.outcome) for gate in run.gates}
     base = facts.get(("base_quant_load_ok", None), {})
     rows = []
     for adapter in run.candidate["adapters"]:
@@ -127,14 +134,18 @@ def waterfall(run: Run) -> list[dict[str, Any]]:
     """Where each adapter's loss enters: the distance from the reference stage by stage, and the bar it draws."""
     drawn = []
     for gate in run.gates:
-        stages = gate.outcome.facts.get("waterfall")
+        stages = facts_by_name(gate.outcome).get("waterfall")
         if not stages:
             continue
         top = max(stages.values()) or 1.0
         ways = [name for name in ("nf4", "merged", "f16", "q4", "llama_cli", "llama_cpp_python") if name in stages]
         bars = [{"stage": stage, "kl": stages[stage], "width": 100 * stages[stage] / top} for stage in ways]
         drawn.append(
-            {"adapter": gate.expected.adapter, "bars": bars, "enters_at": gate.outcome.facts.get("loss_enters_at")}
+            {
+                "adapter": gate.expected.adapter,
+                "bars": bars,
+                "enters_at": facts_by_name(gate.outcome).get("loss_enters_at"),
+            }
         )
     return drawn
 
@@ -150,9 +161,11 @@ def predictions(run: Run) -> list[dict[str, Any]]:
     }
     for gate in run.gates:
         for (id, fact), (what, key) in measured.items():
-            if run.forecast and gate.expected.gate == id and fact in gate.outcome.facts:
+            if run.forecast and gate.expected.gate == id and fact in facts_by_name(gate.outcome):
                 what = f"{what} {gate.expected.adapter or ''}".strip()
-                rows.append({"what": what, "predicted": run.forecast[key], "measured": gate.outcome.facts[fact]})
+                rows.append(
+                    {"what": what, "predicted": run.forecast[key], "measured": facts_by_name(gate.outcome)[fact]}
+                )
     for name, result in (run.training or {}).get("results", {}).items():
         device = result.get("peak_device_bytes")
         rows.append(
@@ -200,7 +213,7 @@ def answers(run: Run) -> list[dict[str, Any]]:
     """What the model said, by gate and prompt."""
     found = []
     for gate in run.gates:
-        for prompt, answer in gate.outcome.facts.get("answers", {}).items():
+        for prompt, answer in facts_by_name(gate.outcome).get("answers", {}).items():
             found.append({"subject": subject(gate), "prompt": prompt, **answer})
     return found
 

@@ -95,11 +95,16 @@ class Outcome:
     adapter: str | None
     status: Status
     reason: str = ""
-    """For the person who must act: what was seen, what was wanted, likely cause, fix. Empty if the gate passed."""
+    """For the person who must act: what was seen and expected, likely cause, fix. Empty if the gate passed."""
+    code: str = ""
+    """Why it did not pass, as a stable word; empty if it passed or nothing refers to the kind of problem."""
+    details: dict[str, str | int | float] = field(default_factory=dict)
+    """Values of the problem that a cause's text may name."""
     blocked_by: str | None = None
     causes: tuple[Finding, ...] = ()
     """What may have caused it, the likeliest first; empty if it passed, or if the cause is not known."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Stage to what it measured, for the stages that the gate looked at. Flat, fact by name, in version 1."""
     steps: tuple[StepUse, ...] = ()
     seconds: float = 0.0
     """Wall time of the gate and of the prerequisites it was the first to ask for."""
