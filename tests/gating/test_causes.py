@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,17 +42,8 @@ def is_large(facts: MergedCheckpoint) -> bool:
 """
 
 
-@pytest.fixture(autouse=True)
-def own_predicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A module `predicates` of this test's own, and none left behind."""
-    monkeypatch.delitem(sys.modules, "predicates", raising=False)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "predicates.py").write_text(PREDICATES)
-    yield
-    sys.modules.pop("predicates", None)
-
-
 def causes(tmp_path: Path, text: str) -> Causes:
+    (tmp_path / "predicates.py").write_text(PREDICATES)
     (tmp_path / FILE).write_text(text)
     return read_causes(tmp_path / FILE, IDS)
 

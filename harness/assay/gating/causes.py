@@ -6,10 +6,9 @@ for most comes first. None is an answer too: then the report says what to send.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import re
-import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,15 +185,18 @@ def read_causes(file: Path, gates: list[str]) -> Causes:
 
 def _predicates(folder: Path) -> dict[str, Predicate]:
     """The public functions of `predicates.py`."""
-    if not (folder / f"{PREDICATES}.py").exists():
+    file = folder / f"{PREDICATES}.py"
+    if not file.exists():
         return {}
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    module = importlib.import_module(PREDICATES)
+    spec = importlib.util.spec_from_file_location(f"{PREDICATES}_of_{folder.name}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return {
         name: function
         for name, function in vars(module).items()
-        if inspect.isfunction(function) and function.__module__ == PREDICATES and not name.startswith("_")
+        if inspect.isfunction(function) and function.__module__ == spec.name and not name.startswith("_")
     }
 
 
