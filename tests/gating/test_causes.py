@@ -10,7 +10,7 @@ from assay.faults.catalogue import FAULTS, HEALTHY_VARIANTS
 from assay.gating.causes import FILE, Causes, read_causes
 from assay.gating.gate import read_gates
 from assay.paths import GATES
-from assay.record.record import Outcome, Status
+from assay.record.outcome import Outcome, Status, unstaged
 from assay.steps.step import StepUse
 
 IDS = [gate.id for gate in read_gates(GATES)]
@@ -40,7 +40,9 @@ def causes(tmp_path: Path, text: str) -> Causes:
 def outcome(tmp_path: Path, *, log: str = "", reason: str = "w holds 1e5", **facts: object) -> Outcome:
     (tmp_path / "log.txt").write_text(log)
     use = StepUse(step="s", digest="0", seconds=0.0, peak_rss_bytes=0, reused_from=None, log="log.txt")
-    return Outcome(gate="merge_ok", adapter="style", status=Status.FAILED, reason=reason, facts=facts, steps=(use,))
+    return Outcome(
+        gate="merge_ok", adapter="style", status=Status.FAILED, reason=reason, facts=unstaged(facts), steps=(use,)
+    )
 
 
 def named(found: Causes, tmp_path: Path, seen: Outcome, gate: str = "merge_ok") -> list[str]:

@@ -22,7 +22,9 @@ from assay import paths
 from assay.faults.sandbox import edit_checkpoint
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.toolchain import find_toolchain
-from assay.record.record import Run, Status, Verdict, read_run
+from assay.record.outcome import Status, facts_by_name
+from assay.record.reading import Run, read_run
+from assay.record.verdict import Verdict
 
 from tests.samples import new_cache, write_adapter
 
@@ -163,7 +165,7 @@ def test_a_healthy_candidate_passes_and_a_fine_tune_too_small_for_4_bits_is_told
 
 
 def test_every_generating_gate_tells_its_speed_and_memory(healthy: Run) -> None:
-    generating = [gate for gate in healthy.gates if "answers" in gate.outcome.facts]
+    generating = [gate for gate in healthy.gates if "answers" in facts_by_name(gate.outcome)]
     assert [gate.expected.gate for gate in generating] == [
         "style_generate_non_empty",
         "llama_cli_smoke_ok",
@@ -171,8 +173,8 @@ def test_every_generating_gate_tells_its_speed_and_memory(healthy: Run) -> None:
     ]
     for gate in generating:
         for fact in ("prefill_tokens_per_second", "decode_tokens_per_second", "load_seconds", "peak_host_bytes"):
-            assert gate.outcome.facts[fact] > 0, (gate.expected.gate, fact)
-        assert len(gate.outcome.facts["answers"]) == 3
+            assert facts_by_name(gate.outcome)[fact] > 0, (gate.expected.gate, fact)
+        assert len(facts_by_name(gate.outcome)["answers"]) == 3
 
 
 def test_unchanged_everything_is_reused(workshop: Workshop, healthy: Run) -> None:
@@ -184,7 +186,7 @@ def test_unchanged_everything_is_reused(workshop: Workshop, healthy: Run) -> Non
 
 
 def test_the_forced_fallbacks_of_a_576_wide_model_are_listed(healthy: Run) -> None:
-    facts = next(gate.outcome.facts for gate in healthy.gates if gate.expected.gate == "quantize_q4_ok")
+    facts = next(facts_by_name(gate.outcome) for gate in healthy.gates if gate.expected.gate == "quantize_q4_ok")
     assert facts["fallbacks_unforced"] == []
     # 30 layers of 7 matrices and the embedding; only the 30 ffn_down have rows (1536) that 256 divides.
     assert len(facts["fallbacks_forced_by_shape"]) == 30 * 7 + 1 - 30

@@ -15,7 +15,7 @@ from typing import Any
 
 from assay.errors import InputError
 from assay.files import read_toml, refuse_unknown_keys
-from assay.record.record import Finding, Outcome
+from assay.record.outcome import Diagnosis, Outcome, facts_by_name
 
 FILE = "causes.toml"
 _KEYS = ("id", "gates", "if", "also", "cause", "fix", "link", "affects")
@@ -77,9 +77,9 @@ class Cause:
     affects: str
     """The versions it happens in, as far as known."""
 
-    def fits(self, outcome: Outcome, logs: str) -> Finding | None:
+    def fits(self, outcome: Outcome, logs: str) -> Diagnosis | None:
         seen: list[str] = []
-        words = {name: _first(fact) for name, fact in outcome.facts.items()}
+        words = {name: _first(fact) for name, fact in facts_by_name(outcome).items()}
         for needed, some in ((True, self.needs), (False, self.also)):
             for evidence in some:
                 found = evidence.found(_look(evidence.place, outcome, logs))
@@ -90,11 +90,11 @@ class Cause:
                     return None
         words |= {"adapter": outcome.adapter or "NAME", "gate": outcome.gate}
         texts = {name: Template(getattr(self, name)).safe_substitute(words) for name in ("cause", "fix")}
-        return Finding(id=self.id, link=self.link, affects=self.affects, evidence=tuple(seen), **texts)
+        return Diagnosis(id=self.id, link=self.link, affects=self.affects, evidence=tuple(seen), **texts)
 
 
 def _look(place: str, outcome: Outcome, logs: str) -> Any:
-    return {"reason": outcome.reason, "log": logs}.get(place, outcome.facts.get(place))
+    return {"reason": outcome.reason, "log": logs}.get(place, facts_by_name(outcome).get(place))
 
 
 def _first(fact: Any) -> str:
@@ -109,7 +109,7 @@ class Causes:
 
     all: tuple[Cause, ...]
 
-    def fitting(self, run: Path, gate: str, outcome: Outcome) -> list[Finding]:
+    def fitting(self, run: Path, gate: str, outcome: Outcome) -> list[Diagnosis]:
         """What may have caused this, the likeliest first.
 
         Args:

@@ -36,7 +36,7 @@ from assay.inputs.model_files import end_token_id
 from assay.inputs.toolchain import find_toolchain
 from assay.machine import gpus
 from assay.measures.sizing import Shapes, forecast, gguf_type, shapes_from_headers
-from assay.record.record import Outcome, Status
+from assay.record.outcome import Outcome, Status, unstaged
 from assay.steps.catalogue import Merge
 from assay.steps.runner import Bench
 from assay.steps.step import Step, StepUse
@@ -431,7 +431,7 @@ def _told(check: str, bench: Any, gate: str, adapter: Adapter | None, problem: E
         reason = f"{type(problem).__name__}: {reason}"
     name = adapter.name if adapter is not None else None
     uses = tuple(bench.used.values())
-    outcome = Outcome(gate=gate, adapter=name, status=status, reason=reason, facts=bench.facts, steps=uses)
+    outcome = Outcome(gate=gate, adapter=name, status=status, reason=reason, facts=unstaged(bench.facts), steps=uses)
     known = read_causes(paths.GATES / CAUSES, [one.id for one in read_gates(paths.GATES)])
     causes = known.fitting(bench.run, gate, outcome)
     text = f"{name}: {reason}" if name else reason
