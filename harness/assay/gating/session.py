@@ -35,7 +35,7 @@ _SETUP_SECONDS = pytest.StashKey[float]()
 
 
 class GatesSession:
-    """A gates run as one process of pytest sees it. Only the controlling process writes the record, no worker of xdist."""
+    """A run of the gates, as one process of pytest sees it. Only the controlling process writes the record."""
 
     def __init__(
         self,
