@@ -14,7 +14,7 @@ from assay.gating.gate import GateFailed
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter
 from assay.paths import GATES
-from assay.record.record import Outcome, Status
+from assay.record.outcome import Outcome, Status
 from assay.steps.catalogue import (
     ComparePrompts,
     ConvertF16,

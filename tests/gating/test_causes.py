@@ -10,7 +10,7 @@ from assay.faults.catalogue import FAULTS
 from assay.gating.causes import FILE, Causes, read_causes
 from assay.gating.gate import read_gates
 from assay.paths import GATES
-from assay.record.record import Outcome, Status
+from assay.record.outcome import Outcome, Status
 from assay.steps.catalogue import Merge
 from assay.steps.step import StepUse
 

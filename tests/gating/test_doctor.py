@@ -19,7 +19,9 @@ from assay.gating.doctor import examine
 from assay.gating.examination import Examination, Finding, Level
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.candidate import Candidate, given_candidate
-from assay.record.record import Run, Status, Verdict, read_run
+from assay.record.outcome import Status
+from assay.record.reading import Run, read_run
+from assay.record.verdict import Verdict
 from assay.steps.runner import Runner
 from assay.steps.store import Store
 
@@ -224,7 +226,7 @@ def test_a_run_in_which_nothing_can_pass_ends_before_its_first_step(folder: Path
     said = assay("explain", str(folder / "out")).stdout
     assert "of memory" in said
     assert "assay plan" in said
-    assert any(one["level"] == "stops" for one in run.doctor)
+    assert any(one.level == "stops" for one in run.record.doctor)
     assert "Seen before the first step" in (folder / "out" / "report.html").read_text()
 
 
@@ -233,7 +235,7 @@ def test_what_is_made_is_judged_where_nothing_new_can_be_made(folder: Path) -> N
     here = {"ASSAY_CACHE": str(new_cache(folder / "cache"))}
     gates(folder, "roomy", "-k", "base_quant", **here)
     run = gates(folder, "full", **no_room(folder), **here)
-    assert any(one["level"] == "stops" for one in run.doctor), "the finding does not depend on what is made"
+    assert any(one.level == "stops" for one in run.record.doctor), "the finding does not depend on what is made"
     by_gate = {gate.expected.gate: gate.outcome for gate in run.gates}
     made = by_gate["base_quant_load_ok"]
     assert (made.status, str(made.steps[0].reused_from).partition("#")[0]) == (Status.PASSED, "roomy")

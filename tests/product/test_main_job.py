@@ -22,7 +22,9 @@ from assay import paths
 from assay.faults.sandbox import edit_checkpoint
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.toolchain import find_toolchain
-from assay.record.record import Outcome, Run, Status, Verdict, read_run
+from assay.record.outcome import Outcome, Status
+from assay.record.reading import Run, read_run
+from assay.record.verdict import Verdict
 
 from tests.samples import new_cache, write_adapter
 

@@ -39,7 +39,8 @@ from assay.gating.policy import read_policy
 from assay.inputs.candidate import Adapter, Candidate
 from assay.inputs.toolchain import find_toolchain
 from assay.machine import usable_cores
-from assay.record.record import Status, read_run
+from assay.record.outcome import Status
+from assay.record.reading import read_run
 from assay.steps.runner import Executor, worker_env
 from assay.steps.step import code_digest
 from assay.workers.__main__ import die_with

@@ -22,7 +22,7 @@ from assay.errors import InputError
 from assay.facts import Facts
 from assay.files import read_toml, refuse_unknown_keys
 from assay.gating.task import COMPARED
-from assay.record.record import Finding, Outcome
+from assay.record.outcome import Diagnosis, Outcome
 from assay.steps.catalogue import stages
 from assay.steps.step import Stage
 
@@ -80,7 +80,7 @@ class Causes:
     all: tuple[Cause, ...]
     predicates: dict[str, Predicate]
 
-    def fitting(self, run: Path, gate: str, outcome: Outcome) -> list[Finding]:
+    def fitting(self, run: Path, gate: str, outcome: Outcome) -> list[Diagnosis]:
         """What may have caused this, the likeliest first.
 
         Args:
@@ -92,7 +92,7 @@ class Causes:
         found = [finding for cause in self.all if (finding := self._fits(cause, gate, outcome, facts, logs))]
         return sorted(found, key=lambda finding: -len(finding.evidence))
 
-    def _fits(self, cause: Cause, gate: str, outcome: Outcome, facts: list[Facts], logs: str) -> Finding | None:
+    def _fits(self, cause: Cause, gate: str, outcome: Outcome, facts: list[Facts], logs: str) -> Diagnosis | None:
         evidence: list[str] = []
         words: dict[str, str] = {}
         for one in facts:
@@ -117,7 +117,7 @@ class Causes:
             evidence.append(f"log: {' '.join(match[0].split())[:160]}")
         words |= {"adapter": outcome.adapter or "NAME", "gate": outcome.gate}
         texts = {name: Template(getattr(cause, name)).safe_substitute(words) for name in ("cause", "fix")}
-        return Finding(id=cause.id, link=cause.link, affects=cause.affects, evidence=tuple(evidence), **texts)
+        return Diagnosis(id=cause.id, link=cause.link, affects=cause.affects, evidence=tuple(evidence), **texts)
 
 
 def known_stages() -> dict[str, Stage[Any]]:

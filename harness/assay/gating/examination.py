@@ -19,7 +19,7 @@ from assay.gating.gate import read_gates
 from assay.inputs.bases import EMBEDDED, Base, embedded_home, find_base
 from assay.inputs.candidate import Adapter, Candidate
 from assay.measures.sizing import Shapes, shapes_from_headers
-from assay.record.record import Outcome, Status
+from assay.record.outcome import Outcome, Status
 from assay.steps.runner import Runner
 from assay.steps.step import Step
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from assay.errors import InputError
 from assay.files import read_toml, refuse_unknown_keys
-from assay.record.record import Severity
+from assay.record.run import Severity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     severity: dict[str, Severity]
     """Gate id, with `<adapter>` where it has one, to severity. Its order is the report's order."""
-    inconclusive_primary: str
+    inconclusive_primary: Literal["hold", "warn"]
     """`hold` or `warn`."""
 
 

@@ -106,10 +106,13 @@ class StepUse:
     """One step that a gate looked at."""
 
     step: str
+    """Its title: the worker, and the adapter if it is of one."""
     digest: str
+    """sha256 of its inputs, parameters, code and tools: the name of its result."""
     seconds: float
     """Wall time of the process that made it, in this run or in the one it is reused from."""
     peak_rss_bytes: int
+    """Peak of that process's resident memory, in bytes."""
     reused_from: str | None
     """The run that made it, or None if this one did."""
     log: str
