@@ -121,7 +121,7 @@ def pytest_runtest_makereport(
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
     """Show the real status in the terminal; for pytest itself the outcome stays what it is."""
-    word = next((str(value) for name, value in report.user_properties if name == "assay-status"), None)
+    word = next((str(value) for name, value in getattr(report, "user_properties", ()) if name == "assay-status"), None)
     if word is None or word == "passed" or report.outcome != "skipped":
         return None
     return "skipped", word[0], word.upper()

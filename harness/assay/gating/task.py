@@ -47,7 +47,9 @@ class TaskComparison(Facts):
     """What the answers so far show: the deployed form loses little, and exceeds the dataset's thresholds."""
 
     samples: int
+    """Samples that there are."""
     asked: int
+    """Samples asked so far."""
     lost: list[str]
     """Samples whose answer got worse, by id."""
     gained: list[str]
@@ -59,6 +61,7 @@ class TaskComparison(Facts):
     flips: dict[str, list[int]]
     """Metric to samples that it lost and samples that it gained."""
     claims: dict[str, Claim]
+    """Claim to what is shown of it."""
 
     @property
     def failures(self) -> list[str]:

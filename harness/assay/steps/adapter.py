@@ -17,6 +17,7 @@ class AdapterFiles(Facts):
     """What an adapter's config and weights say, and whether they agree. Lists of modules and tensors hold names."""
 
     peft_type: str | None
+    """The kind of adapter that adapter_config.json names; LORA for a LoRA."""
     rank: Any
     """`r` in adapter_config.json, as it is there."""
     alpha: Any
@@ -26,11 +27,13 @@ class AdapterFiles(Facts):
     base_model_name_or_path: str | None
     """The base that adapter_config.json names."""
     tensors: int
+    """Tensors in the file of weights."""
     adapted_modules: int
     """Modules with lora_A or lora_B."""
     saved_modules: list[str]
     """Tensors that training replaced whole (modules_to_save)."""
     adapter_bytes: Bytes
+    """Size of all tensors."""
     scales: list[float]
     """Every scale that is applied to B·A, sorted."""
     unknown_tensors: list[str]
@@ -38,6 +41,7 @@ class AdapterFiles(Facts):
     modules_with_one_half: list[str]
     """Modules with only one of lora_A and lora_B."""
     modules_not_in_base: list[str]
+    """Adapted modules that the base does not have."""
     modules_that_misfit: list[str]
     """Modules whose shape is not the base's, with both shapes."""
     modules_without_effect: list[str]
@@ -49,8 +53,11 @@ class AdapterFiles(Facts):
     modules_where_dora_disagrees: list[str]
     """Modules with magnitudes and a config without use_dora, or the other way round."""
     modules_targeted_but_not_in_file: list[str]
+    """Modules that target_modules asks for and the weights lack."""
     modules_in_file_but_not_targeted: list[str]
+    """Modules of the weights that target_modules leaves out."""
     modules_to_save_not_in_file: list[str]
+    """Modules that modules_to_save names and the weights lack."""
 
 
 class ModelShapes(Facts):

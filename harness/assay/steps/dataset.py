@@ -26,7 +26,9 @@ class DatasetFiles(Facts):
     samples: int
     """Samples that are sound, over all files."""
     lines_not_parsed: list[str]
+    """Lines that are no JSON."""
     lines_with_wrong_fields: list[str]
+    """Lines that the schema refuses, and samples in the wrong file."""
     lines_off_template: list[str]
     """Answers that are not made of their task's headings."""
     counts: dict[str, dict[str, dict[str, int]]]
@@ -47,8 +49,11 @@ class EncodedSamples(Facts):
     """Every sample in tokens: what training gets, against what deployment asks. Lists hold ids of samples."""
 
     longest_sample: str | None
+    """Id of the longest sample."""
     longest_sample_tokens: Tokens
+    """Length of the longest sample."""
     mean_sample_tokens: float
+    """Mean length of a sample, in tokens."""
     trained_tokens: Tokens
     """Tokens that the loss covers, over all samples."""
     end_tokens_when_served: list[int]
@@ -56,7 +61,9 @@ class EncodedSamples(Facts):
     not_encodable: list[str]
     """Samples that the tokenizer or the template refuses, with the reason."""
     trained_on_more_or_less_than_the_answer: list[str]
+    """Samples whose labels cover more or less than the answer and its end."""
     without_end_token: list[str]
+    """Samples whose labels do not end with a token that ends an answer in deployment."""
     end_token_first: list[str]
     """Samples whose first trained token is an end token."""
     asked_otherwise_when_served: list[str]

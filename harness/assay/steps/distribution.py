@@ -17,6 +17,7 @@ class Distance(Facts):
     """How far a model is from the reference on the same tokens. Intervals are at 95 %, by bootstrap over sequences."""
 
     sequences: int
+    """Sequences that every form is fed."""
     scored_tokens: Tokens
     """Positions compared."""
     kl_mean: Nats
@@ -42,6 +43,7 @@ class FormDistance(Facts):
     measured: bool = True
     """Whether there is such a form; its own gates say why not."""
     distance: Distance | None = None
+    """Distance from the reference; None if not measured."""
     kl_on_task: Nats | None = None
     """Mean KL on the task's own answers; None if there are none."""
     kl_of_base_on_task: Nats | None = None
@@ -49,8 +51,11 @@ class FormDistance(Facts):
     share_lost: float | None = None
     """kl_on_task over kl_of_base_on_task: at 1 deployment moved the model as far as training had."""
     share_lost_interval: Interval | None = None
+    """Interval of the share, by bootstrap over answers."""
     task_sequences: int | None = None
+    """Answers that the share is computed from."""
     seconds: Seconds = 0.0
+    """Time that the stage took."""
 
 
 class Reference(Facts):
@@ -59,17 +64,27 @@ class Reference(Facts):
     computed_in: str
     """The dtype of the computation."""
     load_seconds: Seconds
+    """Time to load the model and mount the adapter."""
     prefill_tokens_per_second: TokensPerSecond
+    """Speed of reading a prompt."""
     decode_tokens_per_second: TokensPerSecond
+    """Speed of generating, one answer at a time."""
     peak_host_bytes: Bytes
+    """Peak resident memory of the process."""
     peak_device_bytes: Bytes | None
+    """Peak reserved memory on the GPU; None without one."""
     sequences: int
+    """Sequences that every form is fed."""
     tokens: Tokens
+    """Tokens of all sequences."""
     longest_sequence_tokens: Tokens
+    """Length of the longest sequence."""
     scored_tokens: Tokens
+    """Positions compared."""
     base: Distance | None
     """How far the base without the adapter is from the reference; None if there are no answers."""
     seconds: Seconds
+    """Time that the stage took."""
 
 
 class RuntimeAnswers(Facts):
@@ -88,6 +103,7 @@ class Runtimes(Facts):
     """Every runtime's answers. Runtimes whose answers all hold <think> blocks are left out."""
 
     runtimes: dict[str, RuntimeAnswers]
+    """Runtime to its answers."""
 
 
 class Waterfall(Facts):

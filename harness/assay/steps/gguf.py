@@ -22,24 +22,32 @@ class Converting(Facts):
     """The converter ended."""
 
     convert_seconds: Seconds
+    """Time that the converter took."""
 
 
 class GgufFile(Facts):
     """What a GGUF says of itself."""
 
     file_bytes: Bytes
+    """Size of the file."""
     header_sha256: str
     """Of the file up to its weights."""
     tensors: int
+    """Tensors in the file."""
     parameters: int
+    """Weights in the file."""
     bits_per_weight: float
+    """Mean over all tensors."""
     tensor_types: dict[str, int]
     """ggml type to number of tensors."""
     architecture: str
+    """`general.architecture`."""
     file_type: str
     """`general.file_type`, as gguf-py names it."""
     pre_tokenizer: str | None
+    """How the file says that text is cut into words before it is tokenized."""
     eos_token_id: int | None
+    """Id of the token that ends an answer."""
 
 
 class F16File(GgufFile):
@@ -56,9 +64,11 @@ class F16File(GgufFile):
     parameters_computed: int
     """Parameters in tensors that the converter computes from the config."""
     tensors_not_finite: list[str]
+    """Tensors that hold NaN or inf."""
     layout_is_modelled: bool
     """Whether it is known here how this architecture is laid out in a GGUF."""
     chat_template_present: bool
+    """Whether the file has a chat template."""
     chat_template_equal: bool
     """Whether the chat template is the checkpoint's."""
     source_eos_token_id: int | None
@@ -69,25 +79,31 @@ class SourceParity(Facts):
     """Whether every tensor and all metadata of the 16-bit GGUF are the checkpoint's."""
 
     architecture: str
+    """`general.architecture`."""
     layout_is_modelled: bool
     """Whether it is known here how this architecture is laid out in a GGUF."""
     tensors_with_other_values: list[str]
+    """Tensors that are not the checkpoint's, rounded once."""
     metadata_that_differs: list[str]
     """Each key that changes the computation, with both values."""
     compare_seconds: Seconds
+    """Time that the comparison took."""
 
 
 class F16Load(Facts):
     """The 16-bit GGUF in llama.cpp."""
 
     load_seconds: Seconds
+    """Time to load and to evaluate a few tokens."""
     logits_not_finite: int
+    """Logits that are NaN or inf."""
 
 
 class Quantizing(Facts):
     """llama-quantize ended."""
 
     quantize_seconds: Seconds
+    """Time that llama-quantize took."""
 
 
 class Q4File(GgufFile):
@@ -96,8 +112,11 @@ class Q4File(GgufFile):
     source_bytes: Bytes
     """Size of the F16 file."""
     tensors_missing: list[str]
+    """Tensors of the F16 file that the quantized file lacks."""
     tensors_extra: list[str]
+    """Tensors that the F16 file lacks."""
     tensors_with_another_shape: list[str]
+    """Tensors whose shape differs from the F16 file's."""
     fallbacks_forced_by_shape: list[str]
     """Tensors of a larger type because their rows are no multiple of 256."""
     fallbacks_unforced: list[str]
@@ -114,14 +133,18 @@ class QuantizationNoise(Facts):
     tensors_beyond_noise: list[str]
     """Tensors that moved further than the rounding of their type explains, with how far."""
     compare_seconds: Seconds
+    """Time that the comparison took."""
 
 
 class TokenParity(Facts):
     """The same strings in tokens, in transformers and in llama.cpp."""
 
     strings: int
+    """Strings compared."""
     added_tokens: int
+    """Added tokens of the tokenizer, each compared alone and inside a word."""
     strings_tokenized_differently: list[str]
+    """Strings whose tokens differ, with both."""
 
 
 class PromptDifference(Facts):
@@ -144,8 +167,11 @@ class PromptParity(Facts):
     dialogs: int
     """Dialogs that the template accepts."""
     dialogs_refused_by_template: list[str]
+    """Dialogs that the template refuses, with its reason."""
     prompts_rendered_differently: list[PromptDifference]
+    """Dialogs whose text differs."""
     prompts_tokenized_differently: list[str]
+    """Dialogs whose tokens differ, with both."""
     start_tokens_at_most: int
     """Most start tokens that any prompt begins with."""
 

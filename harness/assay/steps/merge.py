@@ -16,15 +16,20 @@ class Saving(Facts):
     """The merged checkpoint is saved."""
 
     merge_seconds: Seconds
+    """Time to load, merge and save."""
     peak_host_bytes: Bytes
+    """Peak resident memory of the process."""
 
 
 class MergedCheckpoint(Facts):
     """The merged checkpoint against the base and the adapter. Lists hold names of tensors."""
 
     tensors: int
+    """Tensors in the checkpoint."""
     parameters: int
+    """Weights in the checkpoint."""
     checkpoint_bytes: Bytes
+    """Size of all tensors."""
     dtypes: list[str]
     """As safetensors spells them."""
     tensors_missing: list[str]
@@ -40,9 +45,13 @@ class MergedCheckpoint(Facts):
     others_changed: list[str]
     """Tensors that the adapter does not touch and that are not the base's."""
     tensors_not_finite: list[str]
+    """Tensors that hold NaN or inf."""
     largest_absolute_value: float
+    """Largest finite absolute value of any weight."""
     largest_absolute_value_in: str
+    """The tensor that holds it."""
     compare_seconds: Seconds
+    """Time that the comparison took."""
 
 
 class MergeDefect(Facts):
@@ -53,6 +62,7 @@ class MergeDefect(Facts):
     where: str
     """The tensor or the file."""
     detail: str
+    """What was seen of it."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.where}: {self.detail}"
@@ -66,10 +76,13 @@ class MergeReplay(Facts):
     recipes: dict[str, int]
     """Procedure to number of tensors that it makes."""
     elements_compared: int
+    """Weights compared."""
     elements_one_ulp_off: int
     """Weights that differ from the procedure's by one unit in the last place."""
     defects: list[MergeDefect]
+    """What is wrong with the checkpoint, most important first."""
     notes: list[str]
+    """What is unusual and no defect."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,11 @@ class Nf4Model(Facts):
     """How the base sits in memory in 4 bits."""
 
     device: str
+    """Where the model lies: `cpu` or `cuda:N`."""
     load_seconds: Seconds
+    """Time to load the model."""
     layers_in_4bit: int
+    """Linear layers that are 4-bit."""
     layers_expected_in_4bit: int
     """Linear layers of the architecture, the head left out."""
     layers_wrongly_left: list[str]
@@ -30,16 +33,21 @@ class Nf4Model(Facts):
     matrices_left_in_16_bit: list[str]
     """Matrices beside embeddings and head that are not 4-bit, whatever module holds them."""
     matrices_left_bytes: Bytes
+    """Size of these matrices."""
     quantization_types: list[str]
+    """Kinds of 4-bit that the layers have; nf4 alone is expected."""
     double_quantization: bool
     """Whether the scales of every layer are quantized too."""
     compute_dtypes: list[str]
+    """Dtypes that the layers compute in; bfloat16 alone is expected."""
     weight_bytes: Bytes
     """Weights, scales and tables as they are in memory."""
     weight_bytes_predicted: Bytes
     """The same, from the model's shapes."""
     peak_host_bytes: Bytes
+    """Peak resident memory of the process so far."""
     peak_device_bytes: Bytes | None
+    """Peak reserved memory on the GPU so far; None without one."""
 
 
 class Forward(Facts):
@@ -48,24 +56,33 @@ class Forward(Facts):
     logits: int
     """Logits of the last position."""
     logits_not_finite: int
+    """Logits that are NaN or inf."""
     peak_host_bytes: Bytes
+    """Peak resident memory of the process so far."""
     peak_device_bytes: Bytes | None
+    """Peak reserved memory on the GPU so far; None without one."""
 
 
 class Loading(Facts):
     """The base is loaded in 4 bits."""
 
     device: str
+    """Where the model lies: `cpu` or `cuda:N`."""
     load_seconds: Seconds
+    """Time to load the model."""
 
 
 class Mounting(Facts):
     """What of the adapter arrived in the model, and what it changes. Lists hold names of tensors."""
 
     mount_seconds: Seconds
+    """Time to mount the adapter."""
     tensors_in_file: int
+    """Tensors in the adapter's file."""
     tensors_consumed: int
+    """Tensors that arrived unchanged."""
     tensors_not_consumed: list[str]
+    """Tensors that became no parameter of the model."""
     tensors_missing_in_file: list[str]
     """Parameters of the mounted adapter that the file lacks."""
     tensors_changed_on_the_way: list[str]
@@ -86,6 +103,7 @@ class BatchGeneration(Generation):
     computed_in: str
     """The dtype of the computation."""
     tokens_per_second_in_batch: TokensPerSecond
+    """Speed of generating many answers at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

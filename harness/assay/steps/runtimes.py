@@ -17,11 +17,15 @@ class SelfTestModel(Facts):
     """The model of one layer that the self-test uses, and what its tools should be."""
 
     model_bytes: Bytes
+    """Size of the self-test model."""
     expected_answer: str
+    """What the self-test model answers if every tool computes rightly."""
     expected_commit: str | None
     """The pinned commit; None for a build of the user's."""
     converter_commit: str | None
+    """Commit of the converter's source; None if not known."""
     converter_present: bool
+    """Whether convert_hf_to_gguf.py is there."""
 
 
 class SelfTestQuantization(Facts):
@@ -35,18 +39,24 @@ class SelfTestCli(Facts):
     """llama-cli on the quantized self-test model."""
 
     llama_cli_answer: str
+    """What llama-cli answers."""
     llama_cli_commit: str | None
+    """Commit that llama-cli reports."""
 
 
 class SelfTestBinding(Facts):
     """llama-cpp-python on the quantized self-test model."""
 
     llama_cpp_python_answer: str
+    """What llama-cpp-python answers."""
     llama_cpp_python_release: str
+    """Release that llama-cpp-python reports."""
     expected_release: str | None
+    """The pinned release; None for a build of the user's."""
     same_libraries: bool
     """Whether the binding loads the libraries beside llama-cli."""
     library_commit: str | None
+    """Commit that the library reports; None if it does not tell."""
 
 
 class CliAnswer(Answer):
@@ -69,9 +79,11 @@ class BindingModel(Facts):
     """The quantized file in llama-cpp-python."""
 
     load_seconds: Seconds
+    """Time to load the file."""
     chat_format: str
     """The chat format that the binding chose."""
     chat_template_present: bool
+    """Whether the file has a chat template."""
 
 
 class BindingAnswer(Answer):

@@ -13,9 +13,11 @@ class AdapterStrength(Facts):
     strength: float = 0.0
     """Pooled over all layers."""
     strength_standard_error: float = 0.0
+    """Standard error of the pooled strength."""
     strength_of_random_adapter: float = 0.0
     """Strength of a random change of equal size: the control, which should be 0."""
     strength_by_layer_median: float | None = None
+    """Median over layers."""
     strength_furthest_layers: tuple[str, ...] = ()
     """The layers whose strength is furthest from 1, with the strength."""
     adapter_relative_size: float = 0.0
