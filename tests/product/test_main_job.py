@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 from assay import paths
-from assay.faults.sandbox import edit_checkpoint
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.toolchain import find_toolchain
 from assay.record.record import Run, Status, Verdict, read_run
+from assay.workers.tensors import edit_checkpoint
 
 from tests.samples import new_cache, write_adapter
 
