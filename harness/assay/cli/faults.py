@@ -51,7 +51,8 @@ def check() -> int:
     """
     if not PAGE.exists():
         raise InputError(f"{PAGE}: not found. `assay faults --publish` writes it.")
-    print(f"{PAGE}: {staleness(read_measured_with(PAGE.read_text(encoding='utf-8')), measured_with())}")
+    stale = staleness(read_measured_with(PAGE.read_text(encoding="utf-8")), measured_with())
+    print(f"{PAGE} is {stale}" if stale else f"{PAGE} was measured with this code.")
     return 0
 
 

@@ -30,15 +30,16 @@ def read_measured_with(page: str) -> dict[str, str]:
 
 
 def staleness(then: dict[str, str], now: dict[str, str]) -> str:
-    """Whether coverage that was measured with `then` holds for the code of `now`, in one sentence."""
+    """The end of a sentence "the page is …" if code has changed from `then` to `now`; empty if it has not."""
     changed = [part for part in now if then.get(part) != now[part]]
     if not changed:
-        return "It was measured with this code."
-    return f"It is stale: {', '.join(changed)} changed since it was measured. `nox -s faults` measures again (hours)."
+        return ""
+    return f"stale: {', '.join(changed)} changed since it was measured. `nox -s faults` measures again (hours)."
 
 
 def _head(data: dict[str, Any], now: dict[str, str]) -> str:
     machine, then = data["machine"], data["measured_with"]
+    stale = staleness(then, now)
     digests = ", ".join(f"{part} `{digest}`" for part, digest in then.items()) or "not recorded"
     return "\n".join(
         [
@@ -48,9 +49,9 @@ def _head(data: dict[str, Any], now: dict[str, str]) -> str:
             "gates judge the result with the real tools; the first gate to catch it, in the policy's order, is named "
             "first. `assay faults` does the same with a candidate of yours.",
             "",
-            f"{_MEASURED_WITH}{digests}.",
-            f"When this page was written: {staleness(then, now)} `assay faults --check` says whether it is stale now.",
+            f"{_MEASURED_WITH}{digests}. `assay faults --check` says whether the code is still the same.",
             "",
+            *([f"**This page is {stale}**", ""] if stale else []),
             f"Candidate `{data['candidate']}` (adapter `{data['adapter']}`) on `{data['base']}`; "
             f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['gpus']) or 'no GPU'}.",
             "",
