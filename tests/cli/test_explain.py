@@ -72,7 +72,7 @@ def test_what_is_blocked_is_told_by_culprit(folder: Path, capsys: pytest.Capture
 
 
 def test_a_gate_that_is_not_there_names_the_nearest(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"unknown key 'know_ok'\. Did you mean 'known_ok'"):
+    with pytest.raises(InputError, match=r"unknown gate 'know_ok'\. Did you mean 'known_ok'\?"):
         explain_command.run(folder, "know_ok")
 
 

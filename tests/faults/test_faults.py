@@ -108,7 +108,7 @@ def test_what_was_judged_is_kept_and_judged_again_only_when_it_has_to_be(candida
 
 def test_a_wrong_name_and_a_missing_candidate_are_one_sentence(candidate: Path, tmp_path: Path) -> None:
     done = faults("no_such_thing", "--candidate", str(candidate), "--run", str(tmp_path))
-    assert (done.returncode, "unknown key 'no_such_thing'" in done.stderr, "Traceback" in done.stderr) == (
+    assert (done.returncode, "unknown fault 'no_such_thing'" in done.stderr, "Traceback" in done.stderr) == (
         2,
         True,
         False,

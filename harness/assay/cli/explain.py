@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from assay.files import refuse_unknown_keys
 from assay.record.record import Judged, Run, Status, read_run
 from assay.record.text import cause_is_unknown, evidence_to_send, printable, subject
+from assay.validation import refuse_unknown_names
 
 EXPLAINED = tuple(status for status in Status if status not in (Status.PASSED, Status.BLOCKED, Status.MISSING))
 
@@ -27,7 +27,7 @@ def run(folder: Path, name: str | None) -> int:
     chosen = list(record.gates)
     if name is not None:
         known = {one.expected.gate for one in record.gates} | {subject(one) for one in record.gates}
-        refuse_unknown_keys(f"{folder}: gates", [name], known)
+        refuse_unknown_names(folder, "gate", [name], sorted(known))
         chosen = [one for one in record.gates if name in (one.expected.gate, subject(one))]
     console = Console(highlight=False, soft_wrap=True)
     shown = [one for one in chosen if name is not None or one.outcome.status in EXPLAINED]

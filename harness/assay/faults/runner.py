@@ -31,7 +31,7 @@ from assay.errors import AssayError
 from assay.faults.catalogue import FAULTS, HEALTHY_VARIANTS
 from assay.faults.fault import Case, Fault, NotApplicable
 from assay.faults.sandbox import Sandbox, around
-from assay.files import digest_files, refuse_unknown_keys, write_json
+from assay.files import digest_files, write_json
 from assay.gating.causes import FILE as CAUSES
 from assay.gating.causes import read_causes
 from assay.gating.gate import Gate, read_gates
@@ -42,6 +42,7 @@ from assay.machine import usable_cores
 from assay.record.record import Status, read_run
 from assay.steps.runner import Bench, worker_env
 from assay.steps.step import code_digest
+from assay.validation import refuse_unknown_names
 from assay.workers.__main__ import die_with
 
 HEALTHY = "as_trained"
@@ -107,7 +108,7 @@ class FaultRunner:
         """The healthy candidate, then every case (or those named), the variants last."""
         both: dict[str, Case] = {**self.faults, **self.variants}
         if names:
-            refuse_unknown_keys("assay faults", names, both)
+            refuse_unknown_names("assay faults", "fault", names, both)
             chosen = [both[name] for name in names]
         else:
             chosen = [one for one in both.values() if not self.quick or getattr(one, "quick", False)]
