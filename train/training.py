@@ -37,7 +37,7 @@ from transformers import (
 
 from train.callbacks import Log, MarkCheckpoints, kept_lines, newest_checkpoint
 from train.gradients import check_4bit_gradients
-from train.recipe import Lora, Recipe
+from train.recipe import LoraSettings, Recipe
 
 LOG = "train_log.jsonl"
 CHECKPOINTS = 10
@@ -291,7 +291,7 @@ def load_base(recipe: Recipe, path: Path) -> Any:
     return model
 
 
-def with_lora(model: Any, lora: Lora) -> Any:
+def with_lora(model: Any, lora: LoraSettings) -> Any:
     """The base with a fresh adapter on it, whose B halves are zero."""
     blocks = model.config.num_hidden_layers
     settings = LoraConfig(
