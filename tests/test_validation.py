@@ -16,7 +16,7 @@ from assay.gating.policy import read_policy
 from assay.inputs.candidate import given_candidate, read_candidate
 from assay.inputs.dataset import read_dataset
 from assay.paths import REPOSITORY
-from assay.record.record import Status
+from assay.record.outcome import Status
 from assay.validation import FileModel, Text, matching, refuse_unknown_names, validate
 from pydantic import Field, ValidationError
 
@@ -167,7 +167,6 @@ RECORD: dict[str, dict[str, Any]] = {
     "dataset": {"path": "d", "digest": "0"},
     "recipe": {"language": "en", "max_tokens": 9, "adapters": {"style": ["style"]}},
 }
-RECIPE_ENTRY = "language, max_tokens, adapters, lora"
 
 
 def record(part: str, **change: Any) -> dict[str, Any]:
@@ -198,10 +197,9 @@ def record_without(part: str, key: str) -> dict[str, Any]:
         ({"adapters": {"My Style": {"path": "x"}}}, f'adapters has the key "My Style"; expected {NAME}.'),
         ({"adaptors": {}},
          "unknown key 'adaptors'. Did you mean 'adapters'? Known keys: name, base, adapters, training."),
-        ({"training": "x"},
-         'training = "x"; expected a table with the keys recipe, dataset, versions, processes, results.'),
+        ({"training": "x"}, 'training = "x"; expected a table with the keys recipe, dataset, results.'),
         ({"training": {"dataset": RECORD["dataset"]}},
-         f"the key training.recipe is missing; expected a table with the keys {RECIPE_ENTRY}."),
+         "the key training.recipe is missing; expected a table with the keys language, max_tokens, adapters."),
         (record_without("dataset", "digest"), "the key training.dataset.digest is missing; "
          "expected a non-empty string."),
         (record_without("recipe", "language"), "the key training.recipe.language is missing; "
@@ -214,7 +212,7 @@ def record_without(part: str, key: str) -> dict[str, Any]:
          "training.recipe.max_tokens = -inf; expected a whole number above 0."),
         (record("recipe", adapters={"style": "style"}),
          'training.recipe.adapters.style = "style"; expected a list, each entry a non-empty string.'),
-        (record("recipe", lora=3), "training.recipe.lora = 3; expected a table with the keys targets."),
+        ({"training": {**RECORD, "results": 3}}, "training.results = 3; expected a table, each value a table."),
         ({"version": 2}, "version = 2; expected version = 1, the only one known."),
         ({"version": True}, "version = true; expected version = 1, the only one known."),
         ({"version": "1"}, 'version = "1"; expected version = 1, the only one known.'),

@@ -150,7 +150,7 @@ def judge_data(part: Path) -> None:
     Raises:
         InputError: one of them does not pass; it names the first.
     """
-    from assay.record.record import read_run
+    from assay.record.reading import read_run
 
     run = part / "data-gates"
     shutil.rmtree(run, ignore_errors=True)

@@ -8,10 +8,20 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assay.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of what lies in a folder: a step that reads nothing else is made once for all that share the part."""
+
+    path: Path
+    digest: str
+    """Of the part alone."""
 
 
 def read_json(path: Path, *, versioned: bool = False) -> dict[str, Any]:

@@ -10,12 +10,15 @@ import pytest
 from assay import paths
 from assay.cli import explain as explain_command
 from assay.errors import InputError
-from assay.record.record import Finding, Outcome, Status, append_outcome, read_run
-from assay.record.rendering import terminal_lines, write_reports
+from assay.record.outcome import Diagnosis, Outcome, Status
+from assay.record.reading import read_run
+from assay.record.rendering import write_reports
+from assay.record.text import terminal_lines
+from assay.record.writing import append_outcome
 
 from tests.samples import write_run
 
-FOUND = Finding(
+FOUND = Diagnosis(
     id="overflow",
     cause="A value [bold]overflowed[/] <b>F16</b>.",
     fix="nox -s gates -- --gguf-dtype bf16",
@@ -85,7 +88,7 @@ def test_the_record_keeps_causes_and_every_rendering_shows_them_first(folder: Pa
     assert html.index("odd_ok") < html.index("known_ok"), "what holds the release comes first"
     assert "&lt;b&gt;F16&lt;/b&gt;" in html
     assert "nox -s gates -- --gguf-dtype bf16" in html
-    assert "Blocked by it, and never tested: behind_ok" in html
+    assert "Not tested, because this gate blocks them: behind_ok" in html
     assert "The cause is not known" in html
     assert "nox -s gates" in (folder / "summary.md").read_text()
     assert any(line.strip().startswith("fix:") for line in terminal_lines(read_run(folder)))

@@ -20,7 +20,7 @@ from assay.gating.gate import read_gates
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.candidate import read_candidate
 from assay.inputs.dataset import read_dataset
-from assay.record.record import Status
+from assay.record.outcome import Status
 
 from tests.samples import write_adapter
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from assay.gating.gate import read_gates
 from assay.gating.policy import read_policy
 from assay.paths import GATES
-from assay.record.record import Severity
+from assay.record.run import Severity
 
 GATE_IDS = ["merge_ok", "convert_f16_ok"]
 GOOD = 'version = 1\n[severity]\nmerge_ok = "primary"\nconvert_f16_ok = "secondary"\n'

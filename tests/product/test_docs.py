@@ -11,10 +11,10 @@ from assay.faults.catalogue import FAULTS, HEALTHY_VARIANTS
 from assay.faults.coverage import render as render_coverage
 from assay.gating.gate import read_gates
 from assay.paths import GATES, REPORTS, REPOSITORY
-from assay.record.html import render_html
-from assay.record.junit import render_junit
-from assay.record.record import Status, Verdict, read_run
-from assay.record.text import render_markdown
+from assay.record.outcome import Status
+from assay.record.reading import read_run
+from assay.record.rendering import RENDERINGS
+from assay.record.verdict import Verdict
 
 
 def test_the_gate_reference_is_the_gates_own_words() -> None:
@@ -99,6 +99,6 @@ def test_the_example_is_what_the_code_renders_from_its_record() -> None:
     assert run.verdict is Verdict.RELEASE_WITH_WARNINGS
     warned = {(gate.expected.route, gate.outcome.status) for gate in run.gates if not gate.passed}
     assert warned == {("task", Status.INCONCLUSIVE)}
-    for name, render in {"report.html": render_html, "junit.xml": render_junit, "summary.md": render_markdown}.items():
+    for name, render in RENDERINGS.items():
         made = (run.folder / name).read_text(encoding="utf-8")
         assert made == render(run), f"{name}: run `assay report reports/example`"

@@ -22,7 +22,9 @@ from assay import paths
 from assay.faults.sandbox import edit_checkpoint
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.toolchain import find_toolchain
-from assay.record.record import Run, Status, Verdict, read_run
+from assay.record.outcome import Outcome, Status
+from assay.record.reading import Run, read_run
+from assay.record.verdict import Verdict
 
 from tests.samples import new_cache, write_adapter
 
@@ -129,6 +131,10 @@ def healthy(workshop: Workshop) -> Run:
     return run
 
 
+def by_name(outcome: Outcome) -> dict[str, Any]:
+    return {name: fact for facts in outcome.facts.values() for name, fact in facts.items()}
+
+
 def statuses(run: Run) -> dict[str, Status]:
     return {gate.expected.gate: gate.outcome.status for gate in run.gates}
 
@@ -163,16 +169,17 @@ def test_a_healthy_candidate_passes_and_a_fine_tune_too_small_for_4_bits_is_told
 
 
 def test_every_generating_gate_tells_its_speed_and_memory(healthy: Run) -> None:
-    generating = [gate for gate in healthy.gates if "answers" in gate.outcome.facts]
-    assert [gate.expected.gate for gate in generating] == [
+    of = {gate.expected.gate: by_name(gate.outcome) for gate in healthy.gates}
+    generating = {gate: facts for gate, facts in of.items() if "answers" in facts}
+    assert list(generating) == [
         "style_generate_non_empty",
         "llama_cli_smoke_ok",
         "llama_cpp_python_smoke_ok",
     ]
-    for gate in generating:
+    for gate, facts in generating.items():
         for fact in ("prefill_tokens_per_second", "decode_tokens_per_second", "load_seconds", "peak_host_bytes"):
-            assert gate.outcome.facts[fact] > 0, (gate.expected.gate, fact)
-        assert len(gate.outcome.facts["answers"]) == 3
+            assert facts[fact] > 0, (gate, fact)
+        assert len(facts["answers"]) == 3
 
 
 def test_unchanged_everything_is_reused(workshop: Workshop, healthy: Run) -> None:
@@ -184,7 +191,7 @@ def test_unchanged_everything_is_reused(workshop: Workshop, healthy: Run) -> Non
 
 
 def test_the_forced_fallbacks_of_a_576_wide_model_are_listed(healthy: Run) -> None:
-    facts = next(gate.outcome.facts for gate in healthy.gates if gate.expected.gate == "quantize_q4_ok")
+    facts = next(by_name(gate.outcome) for gate in healthy.gates if gate.expected.gate == "quantize_q4_ok")
     assert facts["fallbacks_unforced"] == []
     # 30 layers of 7 matrices and the embedding; only the 30 ffn_down have rows (1536) that 256 divides.
     assert len(facts["fallbacks_forced_by_shape"]) == 30 * 7 + 1 - 30
@@ -212,7 +219,7 @@ def test_an_adapter_with_nan_fails_its_mount_and_holds(
     options = {"as written": [], "reversed": ["-p", "reverse"], "in two processes": ["-n", "2"]}[order]
     _, run = workshop.gates(f"nan {order}", *options, adapter=nan_adapter, env={"PYTHONPATH": str(tmp_path)})
     behind = [*BNB[1:], *GGUF[1:], *FIDELITY]
-    assert_one_failure(run, "adapter_files_ok", behind, "1 of 120 tensors hold NaN or inf")
+    assert_one_failure(run, "adapter_files_ok", behind, "1 of 120 tensors in ")
     assert run.verdict is Verdict.HOLD
     assert verdict_code(run) == 1
 

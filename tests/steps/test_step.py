@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from assay import paths
+from assay.gating.causes import known_stages
 from assay.steps import step
 
 
@@ -30,3 +31,9 @@ def test_code_that_judges_or_shows_results_is_not(file: str, tmp_path: Path, mon
     before = step.code_digest.__wrapped__()
     (copy / file).write_text("# changed\n", encoding="utf-8")
     assert step.code_digest.__wrapped__() == before
+
+
+@pytest.mark.parametrize("id", list(known_stages()))
+def test_every_fact_says_what_it_is(id: str) -> None:
+    described = known_stages()[id].facts.describe()
+    assert [name for name, one in described.items() if not one["description"]] == []

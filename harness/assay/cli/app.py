@@ -15,7 +15,7 @@ from assay.errors import AssayError, Inconclusive, InputError
 from assay.gating.gate import Gate, read_gates
 from assay.gating.policy import read_policy
 from assay.inputs.candidate import Candidate, chosen_candidate
-from assay.record.record import newest_run, read_run
+from assay.record.reading import newest_run, read_run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,7 +159,7 @@ def _report(folder: Path | None) -> int:
 
 
 def _verdict(folder: Path | None) -> int:
-    from assay.record.rendering import terminal_lines
+    from assay.record.text import terminal_lines
 
     run = read_run(folder or newest_run(paths.REPORTS))
     print("\n".join(terminal_lines(run)))

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from assay import paths
-from assay.gating.doctor import Finding, Level, Patient, examine
+from assay.gating.doctor import examine
+from assay.gating.examination import Examination, Finding, Level
 from assay.inputs.candidate import Candidate
 from assay.record.text import printable
-from assay.steps.runner import Bench
+from assay.steps.runner import Runner
 from assay.steps.store import Store
 
 MARKS = {Level.FINE: "[green]✓[/]", Level.NOTE: "[yellow]![/]", Level.FAILS: "[red]✗[/]", Level.STOPS: "[red]✗[/]"}
@@ -24,8 +25,8 @@ def run(candidate: Candidate | None, *, as_json: bool) -> int:
     console = Console(highlight=False, soft_wrap=True)
     found: list[Finding] = []
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(Store(paths.cache() / "store"), Path(scratch), "doctor", say=lambda line: None)
-        for _, findings, seconds in examine(Patient(candidate, bench)):
+        bench = Runner(Store(paths.cache() / "store"), Path(scratch), "doctor", say=lambda line: None)
+        for _, findings, seconds in examine(Examination(candidate, bench)):
             found += findings
             for number, finding in enumerate(findings if not as_json else []):
                 show(console, finding, seconds if number == 0 else None)

@@ -7,8 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from assay.record.record import Judged, Run, Status, read_run
+from assay.record.outcome import Status
+from assay.record.reading import Run, read_run
 from assay.record.text import cause_is_unknown, evidence_to_send, printable, subject
+from assay.record.verdict import GateResult
 from assay.validation import refuse_unknown_names
 
 EXPLAINED = tuple(status for status in Status if status not in (Status.PASSED, Status.BLOCKED, Status.MISSING))
@@ -44,7 +46,7 @@ def run(folder: Path, name: str | None) -> int:
     return 0
 
 
-def _explain(console: Console, record: Run, one: Judged) -> None:
+def _explain(console: Console, record: Run, one: GateResult) -> None:
     outcome = one.outcome
     console.print(f"[bold]{escape(subject(one))}[/]  {outcome.status.value} ({one.expected.severity.value})")
     if outcome.blocked_by:
@@ -54,12 +56,12 @@ def _explain(console: Console, record: Run, one: Judged) -> None:
     for line in outcome.reason.split("\n"):
         if line.strip():
             console.print(f"  {escape(printable(line))}")
-    for place, finding in enumerate(outcome.causes):
+    for place, diagnosis in enumerate(outcome.causes):
         likely = "cause" if place == 0 else "or"
-        console.print(f"  [yellow]{likely}[/]: {escape(printable(finding.cause))}")
-        console.print(f"  [green]fix[/]:   {escape(printable(finding.fix))}")
-        console.print(f"  seen:  {escape(printable('; '.join(finding.evidence)))}", style="dim")
-        more = [text for text in (finding.affects, finding.link) if text]
+        console.print(f"  [yellow]{likely}[/]: {escape(printable(diagnosis.cause))}")
+        console.print(f"  [green]fix[/]:   {escape(printable(diagnosis.fix))}")
+        console.print(f"  seen:  {escape(printable('; '.join(diagnosis.evidence)))}", style="dim")
+        more = [text for text in (diagnosis.affects, diagnosis.link) if text]
         if more:
             console.print(f"  more:  {escape(', '.join(more))}", style="dim")
     if cause_is_unknown(one):
@@ -69,12 +71,12 @@ def _explain(console: Console, record: Run, one: Judged) -> None:
     console.print()
 
 
-def _tell_doctor(console: Console, record: Run) -> None:
+def _tell_doctor(console: Console, run: Run) -> None:
     """What was known before the first step to go wrong."""
-    for one in record.doctor:
-        if one["level"] in ("fails", "stops"):
-            console.print(f"[bold]before the first step[/]  {escape(one['check'])}: {escape(printable(one['text']))}")
-            console.print(f"  [green]fix[/]:   {escape(printable(one['fix']))}\n")
+    for one in run.record.doctor:
+        if one.level in ("fails", "stops"):
+            console.print(f"[bold]before the first step[/]  {escape(one.check)}: {escape(printable(one.text))}")
+            console.print(f"  [green]fix[/]:   {escape(printable(one.fix))}\n")
 
 
 def _tell_blocked(console: Console, record: Run) -> None:

@@ -22,7 +22,7 @@ from assay.inputs.lora import CONFIG, WEIGHTS
 from assay.measures import sizing as plan
 from assay.measures.sizing import Shapes
 from assay.steps.catalogue import Config, ReadShapes
-from assay.steps.runner import Bench
+from assay.steps.runner import Runner
 from assay.steps.store import Store
 
 
@@ -52,14 +52,14 @@ def read_shapes(spec: str, revision: str | None = None) -> Shapes:
         folder = from_hub(spec, revision, ["config.json"])
     config = read_json(folder / "config.json")
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(Store(paths.cache() / "store"), Path(scratch), "plan", say=lambda _: None)
+        runner = Runner(Store(paths.cache() / "store"), Path(scratch), "plan", say=lambda _: None)
         try:
-            facts = bench.make(ReadShapes(config=Config(path=folder))).facts
+            facts = runner.make(ReadShapes(config=Config(path=folder))).facts(ReadShapes.read)
         except StepFailed as problem:
             raise InputError(f"{folder / 'config.json'}: no model can be built from it: {problem.reason}") from None
     return Shapes(
-        parameters={name: tuple(shape) for name, shape in facts["parameters"].items()},
-        linears=frozenset(facts["linears"]),
+        parameters={name: tuple(shape) for name, shape in facts.parameters.items()},
+        linears=frozenset(facts.linears),
         config=config,
     )
 

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,8 +39,9 @@ from assay.gating.policy import read_policy
 from assay.inputs.candidate import Adapter, Candidate
 from assay.inputs.toolchain import find_toolchain
 from assay.machine import usable_cores
-from assay.record.record import Status, read_run
-from assay.steps.runner import Bench, worker_env
+from assay.record.outcome import Status
+from assay.record.reading import read_run
+from assay.steps.runner import Executor, worker_env
 from assay.steps.step import code_digest
 from assay.validation import refuse_unknown_names
 from assay.workers.__main__ import die_with
@@ -222,9 +223,8 @@ class FaultRunner:
             os.environ["ASSAY_CACHE"] = str(sandbox.cache)
         if sandbox.asks_task:
             _ask_before_judging()
-        Bench.work = _forked(sandbox)  # type: ignore[assignment, method-assign]
         arguments = [*self._chosen(case), "-q", "-p", "no:cacheprovider", "--run", str(folder / "run")]
-        return int(pytest.main([*arguments, *sandbox.arguments()]))
+        return int(pytest.main([*arguments, *sandbox.arguments()], plugins=[Executes(_forked(sandbox))]))
 
     def _chosen(self, case: Case) -> list[str]:
         """What pytest runs: all gates, or in the fast subset the one that should see it and what it needs."""
@@ -299,11 +299,12 @@ def _ask_before_judging() -> None:
     """The task gates judge few answers only if they were asked before: so ask them."""
     task = import_module("test_task")
 
-    def compare(original: Any, bench: Bench, samples: Any, *forms: Any) -> Any:
+    def compare(original: Any, evidence: Any, samples: Any, *forms: Any) -> Any:
         for _, prompts in samples.blocks():
             for form in forms:
-                bench.make(form(prompts))
-        return original(bench, samples, *forms)
+                step, stage = form(prompts)
+                evidence.runner.make(step, until=stage)
+        return original(evidence, samples, *forms)
 
     around(task, "compare", compare)
 
@@ -349,10 +350,20 @@ def _run_script(command: list[str]) -> str:
     return said
 
 
-def _forked(sandbox: Sandbox) -> Callable[[Bench, Path, float], process.Finished]:
-    """How a worker runs during fault injection: in a fork, after what the case does to it."""
+class Executes:
+    """A pytest plugin that runs workers in another way than in processes of their own."""
 
-    def work(bench: Bench, part: Path, deadline_seconds: float) -> process.Finished:
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+
+    def pytest_assay_executor(self, config: Any) -> Executor:
+        return self.executor
+
+
+def _forked(sandbox: Sandbox) -> Executor:
+    """Runs a worker in a fork, after what the case does to it."""
+
+    def work(part: Path, deadline_seconds: float) -> process.Finished:
         parent = os.getpid()
 
         def child() -> int:

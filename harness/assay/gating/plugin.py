@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from assay.errors import AssayError
+from assay.gating.evidence import Evidence
 from assay.gating.gate import gate_of
-from assay.gating.session import GatesSession
+from assay.gating.session import EVIDENCE, GatesSession
 
 if TYPE_CHECKING:
     from assay.inputs.candidate import Candidate
     from assay.inputs.prompts import Prompts
-    from assay.steps.runner import Bench
+    from assay.steps.runner import Executor
 
 SESSION = pytest.StashKey[GatesSession]()
 
@@ -54,6 +55,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+class Hooks:
+    """Hooks that a plugin may implement beside pytest's own."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_assay_executor(self, config: pytest.Config) -> Executor | None:
+        """How the workers of this run are run; a process of its own per step if no plugin says otherwise."""
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(Hooks)
+
+
 def use_gates(config: pytest.Config, folder: Path) -> None:
     """Make this pytest run a run of the gates in `folder`. For `conftest.py`'s `pytest_configure`."""
     try:
@@ -77,7 +90,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_configure_node(node: Any) -> None:
     """xdist: every worker process writes to the controller's run."""
     if session := _session(node.config):
-        told = {"assay_run": str(session.run), "assay_id": session.id, "assay_no_room": session.bench.no_room}
+        told = {"assay_run": str(session.run), "assay_id": session.id, "assay_no_room": session.runner.no_room}
         node.workerinput |= told
 
 
@@ -95,29 +108,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item, gate in gates.items() if gate is None or session.judges(gate)]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
-    """A gate may return what it made, which pytest would complain about."""
-    if _session(pyfuncitem.config) is None or gate_of(pyfuncitem.function) is None:
-        return None
-    names = pyfuncitem._fixtureinfo.argnames
-    pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
-    return True
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if session := _session(item.config):
-        session.bench.forget_used()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> None:
-    """Steps of the prerequisites are theirs; a gate's record names what the gate itself looked at."""
-    if session := _session(item.config):
-        session.bench.forget_used()
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -131,7 +121,7 @@ def pytest_runtest_makereport(
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
     """Show the real status in the terminal; for pytest itself the outcome stays what it is."""
-    word = next((str(value) for name, value in report.user_properties if name == "assay-status"), None)
+    word = next((str(value) for name, value in getattr(report, "user_properties", ()) if name == "assay-status"), None)
     if word is None or word == "passed" or report.outcome != "skipped":
         return None
     return "skipped", word[0], word.upper()
@@ -155,9 +145,10 @@ class Recorder:
 
 
 @pytest.fixture
-def bench(request: pytest.FixtureRequest) -> Bench:
-    """Makes steps, or reuses what was made."""
-    return request.config.stash[SESSION].bench
+def evidence(request: pytest.FixtureRequest) -> Evidence:
+    """Where a gate asks for steps and facts; what it looked at goes on its record."""
+    found = request.node.stash[EVIDENCE] = Evidence(request.config.stash[SESSION].runner)
+    return found
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from assay.errors import InputError
 from assay.files import read_toml
-from assay.record.record import Severity
+from assay.record.run import Severity
 from assay.validation import FileModel, refuse_unknown_names, validate
 
 
@@ -27,8 +27,8 @@ class Policy(FileModel):
     inconclusive: InconclusivePolicy = InconclusivePolicy()
 
     @property
-    def inconclusive_primary(self) -> str:
-        """`hold` or `warn`."""
+    def inconclusive_primary(self) -> Literal["hold", "warn"]:
+        """What an inconclusive primary gate does to the verdict."""
         return self.inconclusive.primary
 
 

@@ -33,40 +33,32 @@ class AdapterEntry(FileModel):
     """`Adapter.digest` at the time of training."""
 
 
-class DatasetEntry(FileModel):
+class DatasetEntry(FileModel, extra="ignore"):
     """`training.dataset` of `candidate.json`."""
 
-    name: str = ""
     path: Text
     """Its folder, relative to the file."""
     digest: Text
     """`Dataset.digest` at the time of training."""
 
 
-class LoraEntry(FileModel, extra="ignore"):
-    """`training.recipe.lora` of `candidate.json`, as far as the report reads it."""
-
-    targets: list[str] = Field(default_factory=list)
-
-
 class RecipeEntry(FileModel, extra="ignore"):
-    """`training.recipe` of `candidate.json`, as far as Assay reads it: another version's recipe may have other keys."""
+    """`training.recipe` of `candidate.json`."""
 
     language: Text
     max_tokens: Annotated[int, Field(gt=0)]
     adapters: dict[AdapterName, list[Text]]
     """Adapter name to the tasks it was trained on."""
-    lora: LoraEntry = LoraEntry()
 
 
-class TrainingEntry(FileModel):
-    """`training` of `candidate.json`, which `python -m train` writes."""
+class TrainingEntry(FileModel, extra="ignore"):
+    """`training` of `candidate.json`: what the gates read of it.
+
+    `python -m train` writes it, no user, and another version of Assay writes more: other keys are no errors here.
+    """
 
     recipe: RecipeEntry
     dataset: DatasetEntry
-    versions: dict[str, str] = Field(default_factory=dict)
-    """Distribution to version."""
-    processes: Annotated[int, Field(gt=0)] = 1
     results: dict[AdapterName, dict[str, Any]] = Field(default_factory=dict)
     """Adapter name to what was measured while it was trained."""
 

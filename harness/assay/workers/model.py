@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from assay.machine import cpu_flags
 from assay.workers import Problem, host_peak_bytes
@@ -71,16 +71,24 @@ def end_tokens(model: Any) -> list[int]:
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     if ends == [None]:
-        raise Problem("The base names no end token (eos_token_id) in generation_config.json. Add it.")
+        raise Problem(
+            "The base names no end token (eos_token_id) in generation_config.json. Add it.", code="no-end-token"
+        )
     return ends
 
 
-def peaks(device: str) -> dict[str, int | None]:
+class Peaks(TypedDict):
+    """Peak memory in bytes."""
+
+    peak_host_bytes: int
+    peak_device_bytes: int | None
+
+
+def peaks(device: str) -> Peaks:
     """Peak memory of this process so far, on the host and on the GPU."""
     import torch
 
     on_gpu = device.startswith("cuda")
-    return {
-        "peak_host_bytes": host_peak_bytes(),
-        "peak_device_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
-    }
+    return Peaks(
+        peak_host_bytes=host_peak_bytes(), peak_device_bytes=torch.cuda.max_memory_reserved() if on_gpu else None
+    )

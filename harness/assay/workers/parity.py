@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from assay.inputs.toolchain import Toolchain
+from assay.steps.gguf import F16, ComparePrompts, PromptDifference, PromptParity, TokenParity
 from assay.workers import Work
-from assay.workers.gguf import F16
 from assay.workers.llama import file_template, import_llama_cpp, llama_server
 
 STRINGS = (
@@ -44,11 +44,13 @@ def prompts(work: Work, *, tokenizer: str, f16: str, toolchain: str) -> None:
         seen = vocabulary.tokenize(text.encode(), add_bos=False, special=True)
         if seen != wanted:
             differ.append(f"{text!r}: transformers {wanted[:12]}, llama.cpp {seen[:12]}")
-    work.stage("tokens", strings=len(strings), added_tokens=len(added), strings_tokenized_differently=differ)
+    facts = TokenParity(strings=len(strings), added_tokens=len(added), strings_tokenized_differently=differ)
+    work.reached(ComparePrompts.tokens, facts)
 
     render = file_template(llama, vocabulary)
     assert render is not None  # `convert_f16_ok` has compared it with the checkpoint's
-    refused, rendered, tokens, starts = [], [], [], 0
+    refused, tokens, starts = [], [], 0
+    rendered: list[PromptDifference] = []
     # Some leave the start token to the tokenizer: whether there is one is seen in the ids.
     start = encoder.bos_token or ""
     dialogs = _dialogs(added, thinks="enable_thinking" in vocabulary.metadata["tokenizer.chat_template"])
@@ -76,19 +78,21 @@ def prompts(work: Work, *, tokenizer: str, f16: str, toolchain: str) -> None:
             for who, (prompt, seen) in given.items():
                 starts = max(starts, _starts(seen, vocabulary.token_bos()))
                 if prompt.removeprefix(start) != text.removeprefix(start):
-                    rendered.append(f"{name}: transformers {text[-80:]!r}, {who} {prompt[-80:]!r}")
+                    rendered.append(
+                        PromptDifference(dialog=name, runtime=who, transformers=text[-80:], other=prompt[-80:])
+                    )
                 if seen != wanted:
                     tokens.append(
                         f"{name}: transformers {wanted[:12]} … ({len(wanted)}), {who} {seen[:12]} … ({len(seen)})"
                     )
-    work.stage(
-        "prompts",
+    compared = PromptParity(
         dialogs=len(dialogs) - len(refused),
         dialogs_refused_by_template=refused,
         prompts_rendered_differently=rendered,
         prompts_tokenized_differently=tokens,
         start_tokens_at_most=starts,
     )
+    work.reached(ComparePrompts.prompts, compared)
 
 
 def _dialogs(added: list[str], *, thinks: bool) -> dict[str, tuple[list[dict[str, str]], dict[str, bool]]]:

@@ -10,8 +10,17 @@ from typing import Any
 from assay.inputs.toolchain import Toolchain
 from assay.machine import usable_cores
 from assay.measures.answers import classify
+from assay.steps.gguf import Q4
+from assay.steps.runtimes import (
+    BindingAnswer,
+    BindingGeneration,
+    BindingModel,
+    CliAnswer,
+    CliGeneration,
+    RunLlamaCli,
+    RunLlamaCppPython,
+)
 from assay.workers import Work, host_peak_bytes, read_prompts
-from assay.workers.gguf import Q4
 from assay.workers.llama import ask_llama_cli, file_template, import_llama_cpp
 
 
@@ -48,15 +57,15 @@ def llama_cli(
             max_new_tokens=max_new_tokens,
             deadline_seconds=tool_deadline_seconds,
         )
-        answers[name] = answer | {"kind": classify(answer["text"], finished=True).value}
-    work.stage(
-        "generate",
+        answers[name] = CliAnswer(**answer, kind=classify(answer["text"], finished=True))
+    facts = CliGeneration(
         answers=answers,
         load_seconds=round(load_seconds, 3),
         peak_host_bytes=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
-        prefill_tokens_per_second=_middle([answer["prefill_tokens_per_second"] for answer in answers.values()]),
-        decode_tokens_per_second=_middle([answer["decode_tokens_per_second"] for answer in answers.values()]),
+        prefill_tokens_per_second=_middle([answer.prefill_tokens_per_second for answer in answers.values()]),
+        decode_tokens_per_second=_middle([answer.decode_tokens_per_second for answer in answers.values()]),
     )
+    work.reached(RunLlamaCli.generated, facts)
 
 
 def _middle(speeds: list[float | None]) -> float | None:
@@ -71,12 +80,12 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
     # Its own defaults (512 tokens of context, half the cores, reasons kept to itself) are not how anybody deploys.
     model = llama.Llama(str(Path(q4) / Q4), n_ctx=4096, n_threads=usable_cores(), n_gpu_layers=-1, verbose=True)
     render = file_template(llama, model)
-    work.stage(
-        "load",
-        load_seconds=(load_seconds := round(time.monotonic() - started, 3)),
+    loaded = BindingModel(
+        load_seconds=round(time.monotonic() - started, 3),
         chat_format=model.chat_format,
         chat_template_present=render is not None,
     )
+    work.reached(RunLlamaCppPython.loaded, loaded)
     evaluated: list[Any] = []
     create = model.create_completion
 
@@ -102,30 +111,30 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
         said = "".join(pieces)
         prompt = evaluated[-1]
         tokens = prompt if isinstance(prompt, list) else model.tokenize(str(prompt).encode(), special=True)
-        wanted, thinking = None, False
+        expected, thinking = None, False
         if render is not None:
             rendered = render(messages=messages)
-            wanted = model.tokenize(rendered.prompt.encode(), add_bos=not rendered.added_special, special=True)
+            expected = model.tokenize(rendered.prompt.encode(), add_bos=not rendered.added_special, special=True)
             thinking = rendered.prompt.rstrip().endswith("<think>")
-        answers[name] = {
-            "text": said,
-            "kind": classify(said, finished=ended_by == "stop", thinking=thinking).value,
-            "tokens": len(model.tokenize(said.encode(), add_bos=False)),
-            "ended_by": "end token" if ended_by == "stop" else "token limit",
-            "prompt_tokens": len(tokens),
-            "prompt_is_the_templates": wanted is not None and tokens == wanted,
-        }
+        answers[name] = BindingAnswer(
+            text=said,
+            kind=classify(said, finished=ended_by == "stop", thinking=thinking),
+            tokens=len(model.tokenize(said.encode(), add_bos=False)),
+            ended_by="end token" if ended_by == "stop" else "token limit",
+            prompt_tokens=len(tokens),
+            prompt_is_the_templates=expected is not None and tokens == expected,
+        )
         if times:
             prefill_tokens += len(tokens)
             prefill_seconds += times[0] - started
             decoded += len(times) - 1
             decode_seconds += times[-1] - times[0]
         print(f"[{name}] {answers[name]}", flush=True)
-    work.stage(
-        "generate",
+    facts = BindingGeneration(
         answers=answers,
-        load_seconds=load_seconds,
+        load_seconds=loaded.load_seconds,
         prefill_tokens_per_second=round(prefill_tokens / prefill_seconds, 2) if prefill_seconds else None,
         decode_tokens_per_second=round(decoded / decode_seconds, 2) if decode_seconds else None,
         peak_host_bytes=host_peak_bytes(),
     )
+    work.reached(RunLlamaCppPython.generated, facts)

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from assay.errors import AssayError
-from assay.files import write_json
-from assay.record.record import Expected, Outcome, Severity, Status, Verdict, append_outcome, newest_run, read_run
+from assay.record.outcome import Outcome, Status
+from assay.record.reading import read_run
+from assay.record.run import Expected, Severity
+from assay.record.verdict import Verdict
+from assay.record.writing import append_outcome
 
 from tests.samples import write_run
 
@@ -69,46 +71,6 @@ def test_a_line_that_was_being_written_when_the_run_died_counts_as_missing(tmp_p
     (folder / "gates.jsonl").write_text(text[:-10])
     statuses = [gate.outcome.status for gate in read_run(folder).gates]
     assert statuses == [Status.PASSED, Status.MISSING]
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 2}', "{not json"])
-def test_a_broken_run_json_cannot_be_judged(tmp_path: Path, text: str) -> None:
-    (tmp_path / "run.json").write_text(text)
-    with pytest.raises(AssayError, match="cannot be read"):
-        read_run(tmp_path)
-
-
-def test_a_broken_line_within_the_record_cannot_be_judged(tmp_path: Path) -> None:
-    folder = write_run(tmp_path, {"p": ("primary", Status.PASSED)})
-    (folder / "gates.jsonl").write_text("garbage\n" + (folder / "gates.jsonl").read_text())
-    with pytest.raises(AssayError, match="cannot be read"):
-        read_run(folder)
-
-
-def test_a_run_that_expects_nothing_cannot_be_judged(tmp_path: Path) -> None:
-    with pytest.raises(AssayError, match="no gate is expected"):
-        read_run(write_run(tmp_path, {}))
-
-
-def test_the_newest_run_is_by_its_own_time_and_never_the_example(tmp_path: Path) -> None:
-    for name, started in (("old", "2026-01-01"), ("new", "2026-02-01"), ("example", "2027-01-01")):
-        write_run(tmp_path / name, {"p": ("primary", Status.PASSED)}, started_at=started)
-    assert newest_run(tmp_path).name == "new"
-
-
-def test_an_outcome_survives_its_line() -> None:
-    outcome = Outcome(gate="g", adapter="a", status=Status.FAILED, reason="é\n<b>", facts={"n": [1, 2]})
-    assert Outcome.from_json(outcome.to_json()) == outcome
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    write_json(path, {"a": 1})
-    loop: list[object] = []
-    loop.append(loop)
-    with pytest.raises(ValueError, match="Circular"):
-        write_json(path, loop)
-    assert json.loads(path.read_text()) == {"a": 1}
 
 
 def test_expected_is_keyed_by_gate_and_adapter() -> None:
