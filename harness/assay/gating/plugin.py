@@ -90,8 +90,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_configure_node(node: Any) -> None:
     """xdist: every worker process writes to the controller's run."""
     if session := _session(node.config):
-        told = {"assay_run": str(session.run), "assay_id": session.id, "assay_no_room": session.runner.no_room}
-        node.workerinput |= told
+        given = {"assay_run": str(session.run), "assay_id": session.id, "assay_no_room": session.runner.no_room}
+        node.workerinput |= given
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -74,8 +74,8 @@ def call(command: list[str], *, env: dict[str, str] | None = None, deadline_seco
                 code="tool-not-executable" if isinstance(problem, PermissionError) else "tool-missing",
                 tool=name,
             ) from None
-        said = log.read_bytes().decode(errors="replace")
-        print(said, f"[{name}: exit code {done.exit_code}, {done.seconds:.2f} s]", flush=True)
+        output = log.read_bytes().decode(errors="replace")
+        print(output, f"[{name}: exit code {done.exit_code}, {done.seconds:.2f} s]", flush=True)
         tail = process.last_lines(log, 6) or "It printed nothing."
     if done.timed_out:
         raise Problem(
@@ -89,4 +89,4 @@ def call(command: list[str], *, env: dict[str, str] | None = None, deadline_seco
         signal = -done.exit_code if done.exit_code < 0 else done.exit_code - 128
         code = _SIGNALS.get(signal, "tool-failed")
         raise Problem(f"{name} ended with exit code {done.exit_code}:\n{tail}", code=code, tool=name)
-    return said
+    return output

@@ -56,8 +56,8 @@ def _tell(folder: Path, problem: Exception) -> int:
             kind, code = "unavailable", "library-missing"
             details["module"] = (problem.name or "").partition(".")[0]
         elif disk_is_full(problem):
-            said = getattr(problem, "strerror", None) or problem
-            reason, code = f"{folder}: the disk is full ({said}). {FREE_SPACE}", "disk-full"
+            meaning = getattr(problem, "strerror", None) or problem
+            reason, code = f"{folder}: the disk is full ({meaning}). {FREE_SPACE}", "disk-full"
         elif type(problem).__name__ == "OutOfMemoryError":
             code = "gpu-out-of-memory"
         elif is_own(problem):

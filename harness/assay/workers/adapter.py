@@ -27,8 +27,8 @@ def inspect(work: Work, *, adapter: str, base: str) -> None:
             misfits.append(f"{low.module}: the adapter is {left[0]}×{right[1]}, the base {list(there.shape)}")
         if not all_finite_max(low.a)[1] or not all_finite_max(low.b)[1]:
             zero.append(low.module)
-        if left[1] != (wanted := rank(config, low.module)):
-            off_rank.append(f"{low.module}: rank {left[1]}, the config says {wanted}")
+        if left[1] != (expected := rank(config, low.module)):
+            off_rank.append(f"{low.module}: rank {left[1]}, the config says {expected}")
         if bool(config.get("use_dora")) != (low.magnitude is not None):
             without_magnitude.append(low.module)
     wanted_modules = targets(config, base_tensors)

@@ -85,23 +85,23 @@ def answer_all(
     for place, name in enumerate(questions):
         ids = output[place, inputs["input_ids"].shape[1] :].tolist()
         end = next((at for at, token in enumerate(ids) if token in ends), None)
-        said = ids[:end]
-        text = tokenizer.decode(said, skip_special_tokens=True)
-        raw = tokenizer.decode(said, skip_special_tokens=False)
-        kind = classify(text, finished=end is not None, raw=raw, tokens=said, thinking=thinking[place])
+        generated = ids[:end]
+        text = tokenizer.decode(generated, skip_special_tokens=True)
+        raw = tokenizer.decode(generated, skip_special_tokens=False)
+        kind = classify(text, finished=end is not None, raw=raw, tokens=generated, thinking=thinking[place])
         answers[name] = Answer(
             text=text,
             kind=kind,
-            tokens=len(said) + (end is not None),
+            tokens=len(generated) + (end is not None),
             ended_by="end token" if end is not None else "token limit",
             p_end_at_first_position=round(p, 6) if (p := float(p_end[place])) == p else None,
         )
     if empty := [place for place, name in enumerate(questions) if not answers[name].kind.says_something]:
-        # Is there an answer behind the end token? What is said when it may not come first tells.
+        # Is there an answer after the end token? Text generated while the end token may not come first tells.
         with torch.inference_mode():
             forced = network.generate(**inputs, max_new_tokens=FORCED, min_new_tokens=FORCED, **greedy)
         for place in empty:
-            said = forced[place, inputs["input_ids"].shape[1] :]
-            name, text = list(questions)[place], tokenizer.decode(said, skip_special_tokens=True)
+            generated = forced[place, inputs["input_ids"].shape[1] :]
+            name, text = list(questions)[place], tokenizer.decode(generated, skip_special_tokens=True)
             answers[name] = answers[name].model_copy(update={"text_when_forced": text})
     return answers

@@ -176,26 +176,26 @@ def _last_logits(model: Any, inputs: dict[str, Any]) -> np.ndarray[Any, np.dtype
 def _arrivals(model: Any, adapter: Path) -> dict[str, Any]:
     """Every tensor of the adapter's file against the parameters it should have become."""
     file = read_header(adapter / "adapter_model.safetensors")
-    wanted: dict[str, Any] = {}
+    expected: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
         if ".candidate" in name:
             key = name.replace(".modules_to_save.candidate", "").replace(".candidate", "")
             if key not in file and key.removesuffix(".weight") in file:
                 key = key.removesuffix(".weight")
-            wanted[key] = parameter
+            expected[key] = parameter
     # peft also saves the untouched embedding under an adapter of it: that arrives if the base's own is the same.
-    wanted |= {name: value for name, value in model.named_parameters() if ".base_layer." in name and name in file}
+    expected |= {name: value for name, value in model.named_parameters() if ".base_layer." in name and name in file}
     changed = []
-    for name in sorted(set(wanted) & set(file)):
-        values = wanted[name].detach().float().cpu().numpy()
+    for name in sorted(set(expected) & set(file)):
+        values = expected[name].detach().float().cpu().numpy()
         # NaN equals NaN here: whether values are finite is another fact.
         if values.shape != file[name].shape or not np.array_equal(values, file[name].float32(), equal_nan=True):
             changed.append(name)
     return {
         "tensors_in_file": len(file),
-        "tensors_consumed": len(set(wanted) & set(file)) - len(changed),
-        "tensors_not_consumed": sorted(set(file) - set(wanted)),
-        "tensors_missing_in_file": sorted(set(wanted) - set(file)),
+        "tensors_consumed": len(set(expected) & set(file)) - len(changed),
+        "tensors_not_consumed": sorted(set(file) - set(expected)),
+        "tensors_missing_in_file": sorted(set(expected) - set(file)),
         "tensors_changed_on_the_way": changed,
     }
 
@@ -281,15 +281,15 @@ def _answer(model: Any, tokenizer: Any, inputs: dict[str, Any], limit: int, torc
         )
     ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     finished = bool(ids) and ids[-1] in ends
-    said = ids[:-1] if finished else ids
-    text = tokenizer.decode(said, skip_special_tokens=True)
+    generated = ids[:-1] if finished else ids
+    text = tokenizer.decode(generated, skip_special_tokens=True)
     first = output.logits[0][0].float()
     p_end = torch.softmax(first, dim=-1)[ends].sum().item() if bool(torch.isfinite(first).all()) else None
-    raw = tokenizer.decode(said, skip_special_tokens=False)
+    raw = tokenizer.decode(generated, skip_special_tokens=False)
     thinking = tokenizer.decode(inputs["input_ids"][0]).rstrip().endswith("<think>")
     answer = Answer(
         text=text,
-        kind=classify(text, finished=finished, raw=raw, tokens=said, thinking=thinking),
+        kind=classify(text, finished=finished, raw=raw, tokens=generated, thinking=thinking),
         tokens=len(ids),
         ended_by="end token" if finished else "token limit",
         p_end_at_first_position=p_end,

@@ -29,7 +29,7 @@ def read(work: Work, *, dataset: str) -> None:
         lines_with_wrong_fields=[flaw.text for flaw in flaws if flaw.kind == "fields"],
         lines_off_template=[flaw.text for flaw in flaws if flaw.kind == "template"],
         counts=_counts(data, splits),
-        counts_expected={task: wanted.samples for task, wanted in data.tasks.items()},
+        counts_expected={task: planned.samples for task, planned in data.tasks.items()},
         without_counterpart=_without_counterpart(data, splits),
         duplicates=_duplicates(splits),
         closest_pair_of_train_and_eval=_closest(splits),
@@ -60,8 +60,8 @@ def _counts(data: Dataset, splits: Splits) -> dict[str, dict[str, dict[str, int]
     counted = Counter((one.language, one.task, one.origin) for samples in splits.values() for one in samples)
     return {
         language: {
-            task: {origin: counted[language, task, origin] for origin in wanted.samples}
-            for task, wanted in data.tasks.items()
+            task: {origin: counted[language, task, origin] for origin in planned.samples}
+            for task, planned in data.tasks.items()
         }
         for language in data.languages
     }

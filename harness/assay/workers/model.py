@@ -11,7 +11,7 @@ from assay.workers import Problem, host_peak_bytes
 
 def load_nf4(base: str, compute: Any = None) -> tuple[Any, Any, str]:
     """Model, tokenizer and device: nf4 with double quantization, computing in bf16 unless another dtype is given."""
-    import bitsandbytes  # noqa: F401  # its absence is told as such, and not as a ValueError of transformers
+    import bitsandbytes  # noqa: F401  # a missing library is reported as such, not as a ValueError of transformers
     import torch
     from transformers import BitsAndBytesConfig
 

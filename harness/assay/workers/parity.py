@@ -37,15 +37,7 @@ def prompts(work: Work, *, tokenizer: str, f16: str, toolchain: str) -> None:
     llama = import_llama_cpp(tools)
     vocabulary = llama.Llama(str(file), vocab_only=True, verbose=False)
     added = [str(token) for token in encoder.get_added_vocab()]
-    strings = [*STRINGS, *added, *(f"a{token}b" for token in added)]
-    differ = []
-    for text in strings:
-        wanted = encoder(text, add_special_tokens=False)["input_ids"]
-        seen = vocabulary.tokenize(text.encode(), add_bos=False, special=True)
-        if seen != wanted:
-            differ.append(f"{text!r}: transformers {wanted[:12]}, llama.cpp {seen[:12]}")
-    facts = TokenParity(strings=len(strings), added_tokens=len(added), strings_tokenized_differently=differ)
-    work.reached(ComparePrompts.tokens, facts)
+    work.reached(ComparePrompts.tokens, _compare_tokens(encoder, vocabulary, added))
 
     render = file_template(llama, vocabulary)
     assert render is not None  # `convert_f16_ok` has compared it with the checkpoint's
@@ -61,7 +53,7 @@ def prompts(work: Work, *, tokenizer: str, f16: str, toolchain: str) -> None:
             except TemplateError as problem:  # as some do of a system turn
                 refused.append(f"{name}: {problem}")
                 continue
-            wanted = encoder.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False, **switches)
+            expected = encoder.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False, **switches)
             theirs = render(messages=dialog, **switches)
             asked = {"messages": dialog, "chat_template_kwargs": switches}
             ours = server.post("/apply-template", asked)["prompt"]
@@ -81,9 +73,9 @@ def prompts(work: Work, *, tokenizer: str, f16: str, toolchain: str) -> None:
                     rendered.append(
                         PromptDifference(dialog=name, runtime=who, transformers=text[-80:], other=prompt[-80:])
                     )
-                if seen != wanted:
+                if seen != expected:
                     tokens.append(
-                        f"{name}: transformers {wanted[:12]} … ({len(wanted)}), {who} {seen[:12]} … ({len(seen)})"
+                        f"{name}: transformers {expected[:12]} … ({len(expected)}), {who} {seen[:12]} … ({len(seen)})"
                     )
     compared = PromptParity(
         dialogs=len(dialogs) - len(refused),
@@ -93,6 +85,18 @@ def prompts(work: Work, *, tokenizer: str, f16: str, toolchain: str) -> None:
         start_tokens_at_most=starts,
     )
     work.reached(ComparePrompts.prompts, compared)
+
+
+def _compare_tokens(encoder: Any, vocabulary: Any, added: list[str]) -> TokenParity:
+    """Strings in the tokens of transformers and of llama.cpp; each added token alone and inside a word, too."""
+    strings = [*STRINGS, *added, *(f"a{token}b" for token in added)]
+    differ = []
+    for text in strings:
+        expected = encoder(text, add_special_tokens=False)["input_ids"]
+        seen = vocabulary.tokenize(text.encode(), add_bos=False, special=True)
+        if seen != expected:
+            differ.append(f"{text!r}: transformers {expected[:12]}, llama.cpp {seen[:12]}")
+    return TokenParity(strings=len(strings), added_tokens=len(added), strings_tokenized_differently=differ)
 
 
 def _dialogs(added: list[str], *, thinks: bool) -> dict[str, tuple[list[dict[str, str]], dict[str, bool]]]:
@@ -115,9 +119,9 @@ def _dialogs(added: list[str], *, thinks: bool) -> dict[str, tuple[list[dict[str
     if thinks:
         thought = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nIt stores charge."}
         for switch in (True, False):
-            said = "on" if switch else "off"
-            dialogs[f"thinking {said}"] = ([asked], {"enable_thinking": switch})
-            dialogs[f"two turns, thinking {said}"] = ([asked, thought, two_turns[-1]], {"enable_thinking": switch})
+            state = "on" if switch else "off"
+            dialogs[f"thinking {state}"] = ([asked], {"enable_thinking": switch})
+            dialogs[f"two turns, thinking {state}"] = ([asked, thought, two_turns[-1]], {"enable_thinking": switch})
     return dialogs
 
 

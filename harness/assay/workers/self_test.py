@@ -53,10 +53,10 @@ def run(work: Work, *, toolchain: str, tool_deadline_seconds: float) -> None:
     llama_cpp = import_llama_cpp(tools)
     model = llama_cpp.Llama(str(q4), n_ctx=128, n_gpu_layers=-1, verbose=True)
     message = {"role": "user", "content": "answer"}
-    said = model.create_chat_completion(messages=[message], max_tokens=len(ANSWER), temperature=0.0)
+    reply = model.create_chat_completion(messages=[message], max_tokens=len(ANSWER), temperature=0.0)
     loaded = Path(llama_cpp.llama_cpp._base_path).resolve()
     binding = SelfTestBinding(
-        llama_cpp_python_answer=said["choices"][0]["message"]["content"],
+        llama_cpp_python_answer=reply["choices"][0]["message"]["content"],
         llama_cpp_python_release=llama_cpp.__version__,
         expected_release=tools.release,
         same_libraries=loaded == tools.bin.resolve(),

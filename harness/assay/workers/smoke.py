@@ -34,9 +34,12 @@ def llama_cli(
     max_new_tokens: int,
     tool_deadline_seconds: float,
 ) -> None:
-    """One process and one turn a prompt. llama-cli does not tell what ended an answer, so none counts as truncated."""
+    """One process and one turn per prompt.
+
+    llama-cli does not tell what ended an answer, so no answer counts as truncated.
+    """
     tools, model = Toolchain(path=Path(toolchain)), Path(q4) / Q4
-    # It does not tell how long it loads either: a turn of one token is start, load and next to nothing else.
+    # llama-cli does not tell how long it loads: a turn of one token is start, load and next to nothing else.
     started = time.monotonic()
     ask_llama_cli(
         tools,
@@ -77,7 +80,7 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
     """`create_chat_completion`, with the prompt that it really evaluated beside the one the model's template gives."""
     llama = import_llama_cpp(Toolchain(path=Path(toolchain)))
     started = time.monotonic()
-    # Its own defaults (512 tokens of context, half the cores, reasons kept to itself) are not how anybody deploys.
+    # The binding's own defaults (512 tokens of context, half the cores, no log) are not how anybody deploys.
     model = llama.Llama(str(Path(q4) / Q4), n_ctx=4096, n_threads=usable_cores(), n_gpu_layers=-1, verbose=True)
     render = file_template(llama, model)
     loaded = BindingModel(
@@ -86,41 +89,20 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
         chat_template_present=render is not None,
     )
     work.reached(RunLlamaCppPython.loaded, loaded)
-    evaluated: list[Any] = []
-    create = model.create_completion
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        evaluated.append(kwargs.get("prompt", args[0] if args else None))
-        return create(*args, **kwargs)
-
-    model.create_completion = watched
-    answers = {}
+    evaluated = _watch_prompts(model)
+    answers: dict[str, BindingAnswer] = {}
     decoded, prefill_tokens, prefill_seconds, decode_seconds = 0, 0, 0.0, 0.0
-    for name, text in read_prompts(prompts).items():
-        messages = [{"role": "user", "content": text}]
+    for name, question in read_prompts(prompts).items():
         started = time.monotonic()
-        pieces, times, ended_by = [], [], None
-        for chunk in model.create_chat_completion(
-            messages=messages, max_tokens=max_new_tokens, temperature=0.0, stream=True
-        ):
-            choice = chunk["choices"][0]
-            if "content" in choice["delta"]:
-                times.append(time.monotonic())
-                pieces.append(choice["delta"]["content"])
-            ended_by = choice["finish_reason"] or ended_by
-        said = "".join(pieces)
+        text, times, ended = _stream(model, question, max_new_tokens)
         prompt = evaluated[-1]
         tokens = prompt if isinstance(prompt, list) else model.tokenize(str(prompt).encode(), special=True)
-        expected, thinking = None, False
-        if render is not None:
-            rendered = render(messages=messages)
-            expected = model.tokenize(rendered.prompt.encode(), add_bos=not rendered.added_special, special=True)
-            thinking = rendered.prompt.rstrip().endswith("<think>")
+        expected, thinking = _expected_prompt(model, render, question)
         answers[name] = BindingAnswer(
-            text=said,
-            kind=classify(said, finished=ended_by == "stop", thinking=thinking),
-            tokens=len(model.tokenize(said.encode(), add_bos=False)),
-            ended_by="end token" if ended_by == "stop" else "token limit",
+            text=text,
+            kind=classify(text, finished=ended, thinking=thinking),
+            tokens=len(model.tokenize(text.encode(), add_bos=False)),
+            ended_by="end token" if ended else "token limit",
             prompt_tokens=len(tokens),
             prompt_is_the_templates=expected is not None and tokens == expected,
         )
@@ -138,3 +120,39 @@ def llama_cpp_python(work: Work, *, adapter: str, q4: str, prompts: str, toolcha
         peak_host_bytes=host_peak_bytes(),
     )
     work.reached(RunLlamaCppPython.generated, facts)
+
+
+def _watch_prompts(model: Any) -> list[Any]:
+    """The prompts that the binding evaluates from now on, as text or as tokens."""
+    evaluated: list[Any] = []
+    create = model.create_completion
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        evaluated.append(kwargs.get("prompt", args[0] if args else None))
+        return create(*args, **kwargs)
+
+    model.create_completion = watched
+    return evaluated
+
+
+def _stream(model: Any, question: str, limit: int) -> tuple[str, list[float], bool]:
+    """A chat completion, the clock in seconds at each of its pieces, and whether the model ended it."""
+    pieces, times, ended_by = [], [], None
+    for chunk in model.create_chat_completion(
+        messages=[{"role": "user", "content": question}], max_tokens=limit, temperature=0.0, stream=True
+    ):
+        choice = chunk["choices"][0]
+        if "content" in choice["delta"]:
+            times.append(time.monotonic())
+            pieces.append(choice["delta"]["content"])
+        ended_by = choice["finish_reason"] or ended_by
+    return "".join(pieces), times, ended_by == "stop"
+
+
+def _expected_prompt(model: Any, render: Any | None, question: str) -> tuple[list[int] | None, bool]:
+    """The prompt that the file's own template gives, in tokens, and whether it opens a <think> block."""
+    if render is None:
+        return None, False
+    rendered = render(messages=[{"role": "user", "content": question}])
+    tokens = model.tokenize(rendered.prompt.encode(), add_bos=not rendered.added_special, special=True)
+    return tokens, rendered.prompt.rstrip().endswith("<think>")
