@@ -42,7 +42,7 @@ def sentence(problem: pytest.ExceptionInfo[InputError]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ("adapters.style=style", f'adapters.style = "style"; expected {TEXTS}.'),
         ("adapters.style=[]", f"adapters.style = []; expected {TEXTS}."),
@@ -72,28 +72,28 @@ def sentence(problem: pytest.ExceptionInfo[InputError]) -> str:
         ("name=x", f"unknown key 'name'. Known keys: {RECIPE}."),
     ],
 )
-def test_a_wrong_value_of_a_recipe(change: str, said: str) -> None:
+def test_a_wrong_value_of_a_recipe(change: str, expected: str) -> None:
     with pytest.raises(InputError) as problem:
         read_recipe("quickstart", ["seed=1", change])
-    assert sentence(problem) == f"{RECIPES / 'quickstart.toml'} with --set seed=1 --set {change}: {said}"
+    assert sentence(problem) == f"{RECIPES / 'quickstart.toml'} with --set seed=1 --set {change}: {expected}"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ("epochs", "--set epochs: expected KEY=VALUE, as in --set learning_rate=2e-4 or --set lora.rank=8."),
         ("lora.=8", "--set lora.=8: expected KEY=VALUE, as in --set learning_rate=2e-4 or --set lora.rank=8."),
         ("base.x=3", "--set base.x=3: base is a value; expected a table, as lora in --set lora.rank=8."),
     ],
 )
-def test_a_change_that_is_none(change: str, said: str) -> None:
+def test_a_change_that_is_none(change: str, expected: str) -> None:
     with pytest.raises(InputError) as problem:
         read_recipe("quickstart", [change])
-    assert sentence(problem) == said
+    assert sentence(problem) == expected
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         ("batch_size = ", "batchsize = ",
          f": unknown key 'batchsize'. Did you mean 'batch_size'? Known keys: {RECIPE}."),
@@ -106,13 +106,13 @@ def test_a_change_that_is_none(change: str, said: str) -> None:
          "Known adapters: style, writing, multitask."),
     ],
 )  # fmt: skip
-def test_a_wrong_recipe(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_a_wrong_recipe(tmp_path: Path, old: str, new: str, expected: str) -> None:
     text, path = (RECIPES / "quickstart.toml").read_text(), tmp_path / "mine.toml"
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(InputError) as problem:
         read_recipe(str(path))
-    assert sentence(problem) == f"{path}{said}"
+    assert sentence(problem) == f"{path}{expected}"
 
 
 # ---- gates/policy.toml
@@ -123,7 +123,7 @@ SEVERITY = 'a table, each value "primary" or "secondary"'
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("", ": the key version is missing; expected version = 1 at the top."),
         ("version = 1", f": the key severity is missing; expected {SEVERITY}."),
@@ -152,12 +152,12 @@ SEVERITY = 'a table, each value "primary" or "secondary"'
         ('[severity]\na = "b"\na = "b"', ": not valid TOML: Cannot overwrite a value (at end of document)."),
     ],
 )  # fmt: skip
-def test_a_wrong_policy(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_policy(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(text)
     with pytest.raises(InputError) as problem:
         read_policy(path, GATES)
-    assert sentence(problem) == f"{path}{said}"
+    assert sentence(problem) == f"{path}{expected}"
 
 
 # ---- candidate.json
@@ -178,7 +178,7 @@ def record_without(part: str, key: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"base": "Qwen"}, 'base = "Qwen"; expected a table with the keys id, revision, digest.'),
         ({"base": None}, "base = null; expected a table with the keys id, revision, digest."),
@@ -219,7 +219,7 @@ def record_without(part: str, key: str) -> dict[str, Any]:
         ({"version": float("nan")}, "version = NaN; expected version = 1, the only one known."),
     ],
 )  # fmt: skip
-def test_a_wrong_candidate(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_a_wrong_candidate(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     good = {"version": 1, "name": "c", "base": {"id": "b"}, "adapters": {"style": {"path": "a"}}}
     path = tmp_path / "candidate.json"
     path.write_text(json.dumps(good | {"training": RECORD}))
@@ -227,11 +227,11 @@ def test_a_wrong_candidate(tmp_path: Path, change: dict[str, Any], said: str) ->
     path.write_text(json.dumps(good | change))
     with pytest.raises(InputError) as problem:
         read_candidate(path)
-    assert sentence(problem) == f"{path}: {said}"
+    assert sentence(problem) == f"{path}: {expected}"
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "code"),
+    ("text", "expected", "code"),
     [
         (b"", "not JSON, the file is empty.", "not-json"),
         (b"{", "not JSON, line 1 column 2: Expecting property name enclosed in double quotes.", "not-json"),
@@ -247,12 +247,12 @@ def test_a_wrong_candidate(tmp_path: Path, change: dict[str, Any], said: str) ->
     ],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
-def test_a_file_that_is_no_candidate(tmp_path: Path, text: bytes, said: str, code: str) -> None:
+def test_a_file_that_is_no_candidate(tmp_path: Path, text: bytes, expected: str, code: str) -> None:
     path = tmp_path / "candidate.json"
     path.write_bytes(text)
     with pytest.raises(InputError) as problem:
         read_candidate(path)
-    assert sentence(problem).startswith(f"{path}: {said}")
+    assert sentence(problem).startswith(f"{path}: {expected}")
     assert problem.value.code == code
 
 
@@ -265,7 +265,7 @@ def test_a_folder_and_a_missing_file_are_no_candidates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("adapters", "said"),
+    ("adapters", "expected"),
     [
         (["style"], "--adapter 'style': expected NAME=FOLDER_OR_HUB_ID, as in --adapter style=./adapter_style."),
         (["a=x/y", "a=x/z"], "--adapter 'a=x/z': the name 'a' is given twice; expected another name."),
@@ -273,17 +273,17 @@ def test_a_folder_and_a_missing_file_are_no_candidates(tmp_path: Path) -> None:
         ([], "A candidate needs at least one adapter: --adapter NAME=FOLDER_OR_HUB_ID."),
     ],
 )
-def test_a_wrong_adapter_option(adapters: list[str], said: str) -> None:
+def test_a_wrong_adapter_option(adapters: list[str], expected: str) -> None:
     with pytest.raises(InputError) as problem:
         given_candidate("org/model", adapters, None, None)
-    assert sentence(problem) == said
+    assert sentence(problem) == expected
 
 
 # ---- train/data/dataset.toml
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         ("added = 24", 'added = "many"',
          ': tasks.style.samples.added = "many"; expected a whole number of at least 0.'),
@@ -315,13 +315,13 @@ def test_a_wrong_adapter_option(adapters: list[str], said: str) -> None:
         ("version = 1", "version = 2", ": version = 2; expected version = 1, the only one known."),
     ],
 )  # fmt: skip
-def test_a_wrong_dataset(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_a_wrong_dataset(tmp_path: Path, old: str, new: str, expected: str) -> None:
     path = Path(shutil.copy(REPOSITORY / "train" / "data" / "dataset.toml", tmp_path))
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(InputError) as problem:
         read_dataset(tmp_path)
-    assert sentence(problem) == f"{path}{said}"
+    assert sentence(problem) == f"{path}{expected}"
 
 
 # ---- names on the command line
@@ -375,7 +375,7 @@ def test_a_model_takes_what_the_file_says_and_what_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "expected"),
     [
         (3, "entries[0] = 3; expected a table with the keys if, kinds, word, share, number."),
         ({"iff": 1}, "unknown key 'entries[0].iff'. Did you mean 'entries[0].if'? "
@@ -392,10 +392,10 @@ def test_a_model_takes_what_the_file_says_and_what_is_given() -> None:
         ({"word": "A" * 99}, f'entries[0].word = "{"A" * 58}…; expected lower-case letters.'),
     ],
 )  # fmt: skip
-def test_a_sentence_names_key_value_and_what_is_expected(entry: Any, said: str) -> None:
+def test_a_sentence_names_key_value_and_what_is_expected(entry: Any, expected: str) -> None:
     with pytest.raises(InputError) as problem:
         read(entry)
-    assert sentence(problem) == f"f.toml: {said}"
+    assert sentence(problem) == f"f.toml: {expected}"
 
 
 def test_a_field_that_is_given_is_no_key_of_the_file() -> None:

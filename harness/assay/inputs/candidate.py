@@ -157,23 +157,23 @@ def read_candidate(file: Path) -> Candidate:
         InputError: the file is missing, not JSON, or not as `CandidateFile` expects.
     """
     data = read_json(file, versioned=True)
-    said = validate(CandidateFile, data, file)
+    content = validate(CandidateFile, data, file)
     folder = file.parent.resolve()
     # Before training there is a dataset and no adapter yet.
-    if not said.adapters and said.training is None:
+    if not content.adapters and content.training is None:
         raise InputError(f"{file}: adapters = {{}}; expected at least one adapter, since there is no training either.")
     return Candidate(
-        name=said.name,
-        base_spec=said.base.id,
-        revision=said.base.revision,
+        name=content.name,
+        base_spec=content.base.id,
+        revision=content.base.revision,
         adapters=tuple(
             Adapter(
                 name=name,
                 source=str(folder / entry.path),
                 recorded_digest=entry.digest,
-                recorded_base=said.base.digest,
+                recorded_base=content.base.digest,
             )
-            for name, entry in said.adapters.items()
+            for name, entry in content.adapters.items()
         ),
         folder=folder,
         record=data.get("training"),

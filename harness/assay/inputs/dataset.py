@@ -146,8 +146,8 @@ class Dataset(FileModel):
             at = "".join(f"[{part!r}]" for part in wrong.absolute_path)
             return Flaw(kind="fields", text=f"{where}{at and f' at {at}'}: {_told(wrong)} (sample.schema.json).")
         if (data["task"], data["language"]) != (task, language):
-            said = f"task {data['task']!r} in language {data['language']!r}"
-            return Flaw(kind="fields", text=f"{where}: {said} in the file of {task!r} in {language!r}.")
+            seen = f"task {data['task']!r} in language {data['language']!r}"
+            return Flaw(kind="fields", text=f"{where}: {seen} in the file of {task!r} in {language!r}.")
         sample = Sample(**data)
         expected = self.tasks[task].headings[language]
         if headings(sample.answer) != expected or not all(part.strip() for part in sections(sample.answer)):
