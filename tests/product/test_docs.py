@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
 
 from assay.cli.app import reference
-from assay.faults.catalogue import FAULTS, HEALTHY_VARIANTS
-from assay.faults.coverage import render as render_coverage
 from assay.gating.gate import read_gates
 from assay.paths import GATES, REPORTS, REPOSITORY
 from assay.record.outcome import Status
@@ -41,51 +37,6 @@ def test_both_readmes_explain_every_status() -> None:
         assert {match[1] for match in re.finditer(r"^\| `(\w+)`", text, re.MULTILINE)} == {s.value for s in Status}, (
             name
         )
-
-
-def coverage() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((REPOSITORY / "docs" / "coverage.json").read_text(encoding="utf-8"))
-    return found
-
-
-def test_the_coverage_document_is_what_fault_injection_showed() -> None:
-    made = (REPOSITORY / "docs" / "coverage.md").read_text(encoding="utf-8")
-    assert made == render_coverage(coverage()), "run `assay faults --jobs 2 --publish`"
-
-
-def test_coverage_and_code_hold_the_same_specimens_and_gates() -> None:
-    faults, variants = (FAULTS, HEALTHY_VARIANTS)
-    seen = coverage()
-    assert set(seen["faults"]) == set(faults)
-    assert set(seen["variants"]) == set(variants)
-    assert set(seen["gates"]) == {gate.id for gate in read_gates(GATES)}
-    assert not seen["quick"]
-    for name, one in seen["faults"].items():
-        known = faults[name]
-        assert (one["place"], one["silent"], one["cause"]) == (known.place.value, known.silent, known.cause), name
-
-
-def test_every_defect_is_caught_where_it_should_be_first_and_explained() -> None:
-    faults, _ = (FAULTS, HEALTHY_VARIANTS)
-    for name, one in coverage()["faults"].items():
-        assert one["not_here"] is None, name
-        assert one["caught_by"][:1] == [faults[name].first], name
-        assert one["cause_named_by"], name
-
-
-def test_every_gate_is_the_first_to_catch_something() -> None:
-    first = {one["caught_by"][0] for one in coverage()["faults"].values()}
-    assert first == {gate.id for gate in read_gates(GATES)}
-
-
-def test_nothing_is_said_against_a_healthy_variant() -> None:
-    variants = coverage()["variants"]
-    for name, one in variants.items():
-        assert (one["alarms"], one["causes_that_fit"]) == ([], []), name
-    # DoRA over 4 bits is broken on some processors, which is a fault of the faults there.
-    away = [one["not_here"] for one in variants.values() if one["not_here"]]
-    assert all("bitsandbytes" in reason for reason in away)
-    assert len(variants) - len(away) >= 50
 
 
 def test_every_file_that_the_readme_links_to_is_there() -> None:

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 from assay import paths
-from assay.faults.sandbox import edit_checkpoint
 from assay.gating.gate import read_gates
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.toolchain import find_toolchain
 from assay.record.outcome import Outcome, Status
 from assay.record.reading import Run, read_run
 from assay.record.verdict import Verdict
+from assay.workers.tensors import edit_checkpoint
 
 from tests.samples import new_cache, write_adapter
 

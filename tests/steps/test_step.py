@@ -24,7 +24,7 @@ def test_code_that_makes_a_result_is_part_of_the_digest(
     assert step.code_digest.__wrapped__() != before
 
 
-@pytest.mark.parametrize("file", ["gating/gate.py", "record/html.py", "cli/app.py", "faults/sandbox.py"])
+@pytest.mark.parametrize("file", ["gating/gate.py", "record/html.py", "cli/app.py", "faults/fault.py"])
 def test_code_that_judges_or_shows_results_is_not(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = shutil.copytree(paths.PACKAGE, tmp_path / "assay")
     monkeypatch.setattr(step, "PACKAGE", copy)

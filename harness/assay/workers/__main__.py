@@ -74,10 +74,15 @@ def is_own(problem: Exception) -> bool:
     What a library refuses says something about the model; what Assay's code trips over says something about Assay.
     """
     standard = sysconfig.get_paths()["stdlib"]
-    frames = [frame.filename for frame in traceback.extract_tb(problem.__traceback__)]
-    # Installed packages lie inside the standard library's folder, too.
-    others = [file for file in frames if not file.startswith((standard, "<")) or "site-packages" in file]
-    return bool(others) and Path(others[-1]).is_relative_to(PACKAGE)
+
+    def counts(file: str) -> bool:
+        if "/pydantic/" in file:  # it refuses facts, which Assay made
+            return False
+        # Installed packages lie inside the standard library's folder, too.
+        return "site-packages" in file or not file.startswith((standard, "<"))
+
+    files = [frame.filename for frame in traceback.extract_tb(problem.__traceback__) if counts(frame.filename)]
+    return bool(files) and Path(files[-1]).is_relative_to(PACKAGE)
 
 
 if __name__ == "__main__":

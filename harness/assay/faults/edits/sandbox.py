@@ -1,17 +1,14 @@
-"""What a case may break: a candidate's files in copies of its own, the toolchain, what a worker's libraries do."""
+"""What a case may alter: copies of the candidate's files, a copy of the toolchain, the processes of workers."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from assay import paths
-from assay.faults.fault import NotApplicable
 from assay.files import write_json
 from assay.inputs.bases import find_base
 from assay.inputs.candidate import Adapter, Candidate
@@ -21,17 +18,19 @@ from assay.inputs.toolchain import Toolchain, find_toolchain, home
 from assay.steps import catalogue as steps
 from assay.steps.step import Step
 
-Edit = Callable[[dict[str, Any]], None]
+
+class NotApplicable(Exception):
+    """This candidate or this machine cannot have the case; the text says why."""
 
 
 class Sandbox:
-    """One case's world. Nothing of the user's is written to: what is asked for here is a copy.
+    """Where one case takes place. It hands out copies, so that nothing of the user's is written to.
 
     Args:
-        folder: empty, thrown away afterwards.
-        candidate: the healthy one.
-        adapter: the one of its adapters that the case is about.
-        store: the healthy candidate's finished steps, of which unbroken ones are reused.
+        folder: empty; the caller deletes it afterwards.
+        candidate: the healthy candidate.
+        adapter: the one of its adapters that the case alters.
+        store: the finished steps of the healthy candidate. Steps that the case does not alter are reused.
     """
 
     def __init__(self, folder: Path, candidate: Candidate, adapter: Adapter, store: Path) -> None:
@@ -39,18 +38,18 @@ class Sandbox:
         self.candidate = candidate
         self.name = adapter.name
         self.original = adapter
-        # One text of prose and fewer positions than in a release: a faults of a hundred is to end within the hour.
+        # One text and fewer positions than for a release, so that two hundred cases end within hours.
         (folder / "probes").mkdir()
         prose = (paths.GATES / "probes" / "bridge.txt").read_text(encoding="utf-8")
         (folder / "probes" / "bridge.txt").write_text(prose[:700], encoding="utf-8")
         self.options = ["--max-new-tokens", "32", "--scored-tokens", "420", "--probes", str(folder / "probes")]
-        """Of pytest."""
+        """pytest's."""
         self.asks_task = False
         """Whether the evaluation samples are asked before the gates run, as `python -m train evaluate` does."""
         self.recorded = True
-        """Whether candidate.json was written after the fault entered, and so knows no better."""
+        """Whether candidate.json has the digests of the altered files, as if it had been written after the edits."""
         self.in_workers: list[tuple[str, Callable[[], None]]] = []
-        """Worker to what is done in its process before it starts."""
+        """A worker, and what is called in its process before the worker."""
         self.cache = folder / "cache"
         (self.cache / "store").mkdir(parents=True)
         (self.cache / "bases").symlink_to(paths.cache() / "bases")
@@ -61,7 +60,7 @@ class Sandbox:
 
     @cached_property
     def adapter(self) -> Path:
-        """The adapter's folder."""
+        """A copy of the adapter's folder."""
         copy = self.folder / "adapter"
         copy.mkdir()
         for name in (CONFIG, WEIGHTS):
@@ -70,7 +69,7 @@ class Sandbox:
 
     @cached_property
     def base(self) -> Path:
-        """The base's folder: links, of which a broken one becomes a file of its own."""
+        """A folder of links to the base's files. An edit replaces a link by a file."""
         copy = self.folder / "base"
         copy.mkdir()
         for file in self.candidate.base.path.iterdir():
@@ -80,7 +79,7 @@ class Sandbox:
 
     @cached_property
     def data(self) -> Path:
-        """The dataset's folder.
+        """A copy of the dataset's folder.
 
         Raises:
             NotApplicable: the candidate was trained elsewhere.
@@ -91,25 +90,22 @@ class Sandbox:
 
     @cached_property
     def toolchain(self) -> Toolchain:
-        """A whole copy of the toolchain, where Assay looks for its own."""
+        """A copy of the toolchain, in the place where Assay looks for its own."""
         real = find_toolchain()
         (self.cache / "toolchains").unlink()
         copy = self.cache / "toolchains" / home().name
         shutil.copytree(real.bin, copy / "bin", symlinks=True)
         shutil.copytree(real.binding, copy / "python")
-        (copy / "source").mkdir()
-        for name in ("conversion", "gguf-py"):
-            shutil.copytree(real.source / name, copy / "source" / name)
-        shutil.copyfile(real.source / "convert_hf_to_gguf.py", copy / "source" / "convert_hf_to_gguf.py")
+        copy_converter(real.source, copy / "source")
         facts = {"bin": "bin", "source": "source", "commit": real.commit, "release": real.release}
         write_json(copy / "toolchain.json", facts)
         os.environ.pop("ASSAY_LLAMA_CPP", None)
         return Toolchain(path=copy)
 
     def in_worker(self, worker: str, do: Callable[[], None]) -> None:
-        """Do something in the process of a worker before it starts: its libraries and tools misbehave from then on.
+        """Call `do` in the process of a worker before the worker: its libraries and tools misbehave from then on.
 
-        The step is named otherwise for it, so that neither it nor what is made of it is taken from a healthy run.
+        The step's digest changes too, so that neither its result nor what is made of it comes from a healthy run.
         """
         self.in_workers.append((worker, do))
         for step in vars(steps).values():
@@ -117,18 +113,18 @@ class Sandbox:
                 step.packages = (*step.packages, f"faults-{self.folder.name}")
 
     def arguments(self) -> list[str]:
-        """pytest's arguments that name the candidate as it is now."""
+        """pytest's arguments, which name the altered candidate."""
         record = None
         if self.candidate.trained_here:
             assert self.candidate.record is not None
             recorded = self.candidate.record
-            made = "data" in vars(self)
-            data = self.data if made else self.candidate.training.dataset.path
-            digest = read_dataset(data).digest if self.recorded and made else recorded["dataset"]["digest"]
+            altered = "data" in vars(self)
+            data = self.data if altered else self.candidate.training.dataset.path
+            digest = read_dataset(data).digest if self.recorded and altered else recorded["dataset"]["digest"]
             record = {**recorded, "dataset": {**recorded["dataset"], "path": str(data), "digest": digest}}
-        broken_base, broken_adapter = "base" in vars(self), "adapter" in vars(self)
-        base = self.base if broken_base else self.candidate.base.path
-        adapter = Adapter(name=self.name, source=str(self.adapter if broken_adapter else self.original.path))
+        altered_base, altered_adapter = "base" in vars(self), "adapter" in vars(self)
+        base = self.base if altered_base else self.candidate.base.path
+        adapter = Adapter(name=self.name, source=str(self.adapter if altered_adapter else self.original.path))
         file = self.folder / "candidate.json"
         write_json(
             file,
@@ -143,7 +139,7 @@ class Sandbox:
         return ["--candidate", str(file), *self.options]
 
     def _digest_of_base(self, base: Path) -> str | None:
-        """As training would have recorded it; None where the base cannot even be read, which its own gate tells."""
+        """As training would have recorded it. None if the base cannot be read, which `base_quant_load_ok` reports."""
         if not self.recorded:
             return self.candidate.base.digest
         try:
@@ -160,49 +156,9 @@ class Sandbox:
             return None
 
 
-def edit_json(file: Path, edit: Edit) -> None:
-    """Change a JSON file; a link becomes a file of its own."""
-    data = json.loads(file.read_text(encoding="utf-8"))
-    edit(data)
-    replace_text(file, json.dumps(data, ensure_ascii=False, indent=2))
-
-
-def replace_text(file: Path, text: str) -> None:
-    file.unlink(missing_ok=True)
-    file.write_text(text, encoding="utf-8")
-
-
-def edit_tensors(file: Path, edit: Edit) -> None:
-    """Change a safetensors file's tensors, as torch tensors by name; a link becomes a file of its own."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(file)
-    edit(tensors)
-    file.unlink()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
-
-
-def edit_checkpoint(folder: Path, edit: Edit) -> None:
-    """The same for a model folder; one of several shards becomes one file."""
-    from safetensors.torch import load_file, save_file
-
-    files = sorted(folder.glob("*.safetensors"))
-    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    edit(tensors)
-    for file in (*files, folder / "model.safetensors.index.json"):
-        file.unlink(missing_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def truncate(file: Path, share: float) -> None:
-    """Keep the first part of a file; a link becomes a file of its own."""
-    content = file.read_bytes()
-    file.unlink()
-    file.write_bytes(content[: int(share * len(content))])
-
-
-def around(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-    """Replace a function for good by `wrapper(original, *args, **kwargs)`. For `in_worker`, whose process ends soon."""
-    original = getattr(owner, name)
-    setattr(owner, name, lambda *args, **kwargs: wrapper(original, *args, **kwargs))
+def copy_converter(source: Path, to: Path) -> None:
+    """Copy the converter and the packages beside it, which it imports, out of llama.cpp's source."""
+    to.mkdir(parents=True, exist_ok=True)
+    for name in ("conversion", "gguf-py"):
+        shutil.copytree(source / name, to / name)
+    shutil.copyfile(source / "convert_hf_to_gguf.py", to / "convert_hf_to_gguf.py")
