@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from assay.cli.app import reference
+from assay.cli.list import reference
 from assay.faults.catalogue import FAULTS, HEALTHY_VARIANTS
 from assay.faults.coverage import render as render_coverage
 from assay.gating.gate import read_gates

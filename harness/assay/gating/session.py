@@ -20,6 +20,7 @@ from assay.gating.causes import FILE as CAUSES
 from assay.gating.causes import read_causes
 from assay.gating.doctor import Finding, Level, Patient, examine
 from assay.gating.gate import Blocked, Gate, gate_of, read_gates
+from assay.gating.options import GATES, users_gates
 from assay.gating.policy import Policy, read_policy
 from assay.inputs.candidate import Candidate, chosen_candidate
 from assay.inputs.prompts import Prompts
@@ -83,8 +84,14 @@ class GatesSession:
         Raises:
             AssayError: what the user gave cannot be used, so there is no expected set to judge.
         """
-        gates = read_gates(folder)
-        policy = read_policy(Path(config.getoption("--policy") or folder / "policy.toml"), [gate.id for gate in gates])
+        own = read_gates(folder)
+        more = users_gates(config.getoption(GATES.name), [gate.id for gate in own])
+        gates = [*own, *more]
+        policy = read_policy(
+            Path(config.getoption("--policy") or folder / "policy.toml"),
+            [gate.id for gate in own],
+            secondary=[gate.id for gate in more],
+        )
         candidate = _candidate(config)
         worker = getattr(config, "workerinput", None)
         if worker is not None:
