@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -120,3 +121,16 @@ def test_pytest_has_assays_options_in_assays_own_runs_only(tmp_path: Path, capsy
     assert "assay" not in plain.lower()
     assert options_in(own) - options_in(plain) == {option.name for option in OPTIONS}
     assert {option.name for option in OPTIONS} <= options_in(help_of(capsys, "run"))
+
+
+def test_training_without_its_libraries_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
+    command = [sys.executable, "-m", "assay", "train", "quickstart"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "assay: No module named 'torch'. Training needs what the workers import: pip install 'adapter-assay[all]'\n"
+    )

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from assay import paths
+from assay.errors import Unavailable
 
 EXAMPLE = "assay train quickstart"
 EXIT_CODES = {0: "done", 2: "the recipe, the dataset, the base or a candidate cannot be used"}
@@ -24,4 +25,9 @@ def command(context: typer.Context) -> int:
     sys.path.insert(0, str(paths.REPOSITORY))
     from train.__main__ import main
 
-    return main(context.args, "assay train")
+    try:
+        return main(context.args, "assay train")
+    except ModuleNotFoundError as missing:
+        raise Unavailable(
+            f"{missing}. Training needs what the workers import: pip install 'adapter-assay[all]'"
+        ) from None

@@ -87,11 +87,8 @@ class GatesSession:
         own = read_gates(folder)
         more = users_gates(config.getoption(GATES.name), [gate.id for gate in own])
         gates = [*own, *more]
-        policy = read_policy(
-            Path(config.getoption("--policy") or folder / "policy.toml"),
-            [gate.id for gate in own],
-            secondary=[gate.id for gate in more],
-        )
+        file = Path(config.getoption("--policy") or folder / "policy.toml")
+        policy = read_policy(file, [gate.id for gate in own], secondary=[gate.id for gate in more])
         candidate = _candidate(config)
         worker = getattr(config, "workerinput", None)
         if worker is not None:
