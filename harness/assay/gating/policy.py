@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,18 +20,23 @@ class Policy:
     """`hold` or `warn`."""
 
 
-def read_policy(path: Path, known_gates: list[str]) -> Policy:
+def read_policy(path: Path, known_gates: list[str], secondary: Sequence[str] = ()) -> Policy:
     """Read the policy. It must name every gate there is and no other.
+
+    Args:
+        known_gates: ids of the gates that need a line.
+        secondary: ids of the gates that may have one, and are secondary without it.
 
     Raises:
         InputError: an unknown key, gate or severity, or a gate without one.
     """
     data = read_toml(path, {"severity", "inconclusive"})
     severity = data.get("severity", {})
-    refuse_unknown_keys(f"{path} [severity]", severity, known_gates)
+    refuse_unknown_keys(f"{path} [severity]", severity, [*known_gates, *secondary])
     for gate in known_gates:
         if gate not in severity:
             raise InputError(f'{path} [severity]: no line for the gate {gate!r}. Add `"{gate}" = "secondary"`.')
+    severity = {**severity, **{gate: "secondary" for gate in secondary if gate not in severity}}
     words = [word.value for word in Severity]
     for gate, word in severity.items():
         if word not in words:
