@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from assay.cli import explain
+from assay.cli.explain import explain
 from assay.errors import InputError
 from assay.gating.policy import read_policy
 from assay.inputs.candidate import given_candidate, read_candidate
@@ -331,10 +331,10 @@ def test_a_gate_that_a_run_does_not_have(tmp_path: Path) -> None:
     names = [f"gate_{number:02}_ok" for number in range(40)]
     run = write_run(tmp_path / "run", dict.fromkeys(names, ("primary", Status.PASSED)))
     with pytest.raises(InputError) as problem:
-        explain.run(run, "foo")
+        explain(run, "foo")
     assert sentence(problem) == f"{run}: unknown gate 'foo'. Known gates: {', '.join(names[:16])}, and 24 more."
     with pytest.raises(InputError) as problem:
-        explain.run(run, "gate_39_okay")
+        explain(run, "gate_39_okay")
     assert sentence(problem) == f"{run}: unknown gate 'gate_39_okay'. Did you mean 'gate_39_ok'?"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from assay.cli.app import reference
+from assay.cli.list import reference
 from assay.gating.gate import read_gates
 from assay.paths import GATES, REPORTS, REPOSITORY
 from assay.record.outcome import Status

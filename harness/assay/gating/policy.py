@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,15 +33,20 @@ class Policy(FileModel):
         return self.inconclusive.primary
 
 
-def read_policy(path: Path, known_gates: list[str]) -> Policy:
+def read_policy(path: Path, known_gates: list[str], secondary: Sequence[str] = ()) -> Policy:
     """Read a policy. It names every known gate and no other.
+
+    Args:
+        known_gates: ids of the gates that need a line.
+        secondary: ids of the gates that may have one, and are secondary without it.
 
     Raises:
         InputError: the file is missing, not as `Policy` expects, names an unknown gate or leaves one out.
     """
     policy = validate(Policy, read_toml(path), path)
-    refuse_unknown_names(f"{path}, severity", "gate", policy.severity, known_gates)
+    refuse_unknown_names(f"{path}, severity", "gate", policy.severity, [*known_gates, *secondary])
     for gate in known_gates:
         if gate not in policy.severity:
             raise InputError(f'{path}, severity: no line for the gate {gate!r}. Add `"{gate}" = "secondary"`.')
-    return policy
+    added = {gate: Severity.SECONDARY for gate in secondary if gate not in policy.severity}
+    return policy.model_copy(update={"severity": {**policy.severity, **added}})
