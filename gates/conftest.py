@@ -25,6 +25,8 @@ from test_gguf import (
     test_toolchain_ready,
 )
 
+pytest_plugins = ["assay.gating.plugin"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     use_gates(config, Path(__file__).parent)

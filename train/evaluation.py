@@ -216,8 +216,8 @@ def judgements(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train evaluate", description=__doc__)
+def main(argv: list[str], program: str) -> int:
+    parser = argparse.ArgumentParser(prog=f"{program} evaluate", description=__doc__)
     parser.add_argument("candidate", type=Path, help="candidate.json, or its folder")
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=["full"], help="default: full")
     parser.add_argument("--adapters", nargs="+", help="default: all")

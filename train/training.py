@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from assay import paths
 from assay.errors import InputError
 from assay.files import digest_files, read_json, write_json
+from assay.gating.options import pytest_arguments
 from assay.inputs.bases import Base, find_base
 from assay.inputs.dataset import Dataset
 from assay.inputs.lora import CONFIG, WEIGHTS
@@ -37,7 +37,7 @@ from transformers import (
 
 from train.callbacks import Log, MarkCheckpoints, kept_lines, newest_checkpoint
 from train.gradients import check_4bit_gradients
-from train.recipe import Lora, Recipe
+from train.recipe import LoraSettings, Recipe
 
 LOG = "train_log.jsonl"
 CHECKPOINTS = 10
@@ -154,7 +154,7 @@ def judge_data(part: Path) -> None:
 
     run = part / "data-gates"
     shutil.rmtree(run, ignore_errors=True)
-    command = [sys.executable, "-m", "pytest", str(paths.GATES), "-q", "--no-header", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *pytest_arguments(), "-q", "--no-header", "-p", "no:cacheprovider"]
     # A process of its own: `accelerate launch` marks this one's environment as one of several.
     own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(
@@ -291,7 +291,7 @@ def load_base(recipe: Recipe, path: Path) -> Any:
     return model
 
 
-def with_lora(model: Any, lora: Lora) -> Any:
+def with_lora(model: Any, lora: LoraSettings) -> Any:
     """The base with a fresh adapter on it, whose B halves are zero."""
     blocks = model.config.num_hidden_layers
     settings = LoraConfig(

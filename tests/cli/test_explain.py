@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from assay import paths
-from assay.cli import explain as explain_command
+from assay.cli.explain import explain
 from assay.errors import InputError
 from assay.record.outcome import Diagnosis, Outcome, Status
 from assay.record.reading import read_run
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture[str], folder: Path, gate: str | None = None) -> str:
-    assert explain_command.run(folder, gate) == 0
+    explain(folder, gate)
     return capsys.readouterr().out
 
 
@@ -75,8 +75,8 @@ def test_what_is_blocked_is_told_by_culprit(folder: Path, capsys: pytest.Capture
 
 
 def test_a_gate_that_is_not_there_names_the_nearest(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"unknown key 'know_ok'\. Did you mean 'known_ok'"):
-        explain_command.run(folder, "know_ok")
+    with pytest.raises(InputError, match=r"unknown gate 'know_ok'\. Did you mean 'known_ok'\?"):
+        explain(folder, "know_ok")
 
 
 def test_the_record_keeps_causes_and_every_rendering_shows_them_first(folder: Path) -> None:

@@ -68,5 +68,5 @@ def test_cases_are_chosen_by_name_after_the_baseline(
     quick = FaultRunner(named_candidate, tmp_path, quick=True).cases()
     assert all(one.quick for one in quick)
     assert len(quick) > 40
-    with pytest.raises(InputError, match=r"no case 'nan_in_bass'. Did you mean 'nan_in_base'\?"):
+    with pytest.raises(InputError, match=r"unknown case 'nan_in_bass'. Did you mean 'nan_in_base'\?"):
         runner.cases(["nan_in_bass"])

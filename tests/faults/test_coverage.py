@@ -117,13 +117,13 @@ def test_a_stale_page_is_said_to_be_stale_and_is_no_failure(
     page = tmp_path / "coverage.md"
     monkeypatch.setattr(command, "PAGE", page)
     with pytest.raises(InputError, match="not found"):
-        command.check()
+        command.say_whether_stale()
     page.write_text(render(data, measured_with()), encoding="utf-8")
     assert "stale" not in page.read_text(encoding="utf-8")
-    assert command.check() == 0
+    assert command.say_whether_stale() == 0
     assert capsys.readouterr().out == f"{page} was measured with this code.\n"
     data["measured_with"]["causes"] = "0123456789abcdef"
     page.write_text(render(data, measured_with()), encoding="utf-8")
     assert "**This page is stale: causes changed since it was measured." in page.read_text(encoding="utf-8")
-    assert command.check() == 0
+    assert command.say_whether_stale() == 0
     assert capsys.readouterr().out.startswith(f"{page} is stale: causes changed since it was measured.")

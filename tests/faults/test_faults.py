@@ -102,7 +102,7 @@ def test_a_judged_case_is_judged_again_only_when_what_it_depends_on_changed(cand
 def test_a_wrong_name_and_a_missing_candidate_are_one_sentence(candidate: Path, tmp_path: Path) -> None:
     done = faults("no_such_thing", "--candidate", str(candidate), "--run", str(tmp_path))
     assert done.returncode == 2
-    assert "there is no case 'no_such_thing'" in done.stderr
+    assert "unknown case 'no_such_thing'" in done.stderr
     assert "Traceback" not in done.stderr
     done = faults("--candidate", str(tmp_path / "none.json"))
     assert (done.returncode, "not found" in done.stderr) == (2, True)

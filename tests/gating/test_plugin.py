@@ -43,6 +43,8 @@ from assay.gating.gate import prerequisite
 from assay.gating.plugin import use_gates
 from test_small import test_first, test_second
 
+pytest_plugins = ["assay.gating.plugin"]
+
 def pytest_configure(config):
     use_gates(config, Path(__file__).parent)
 

@@ -122,7 +122,7 @@ def test_gates_without_anything_to_judge_are_not_expected(candidate: Candidate) 
 
 def test_the_order_and_the_severity_are_the_policys(candidate: Candidate) -> None:
     severity = {"<adapter>_lora_mount_ok": Severity.SECONDARY, "base_quant_load_ok": Severity.PRIMARY}
-    found = expected_gates(candidate, Policy(severity=severity, inconclusive_primary="hold"), read_gates(GATES))
+    found = expected_gates(candidate, Policy(severity=severity), read_gates(GATES))
     assert [(gate.gate, gate.adapter, gate.severity.value) for gate in found] == [
         ("style_lora_mount_ok", "style", "secondary"),
         ("base_quant_load_ok", None, "primary"),

@@ -27,7 +27,7 @@ GIVEN = ["--base", "./nowhere", "--adapter", "style=./none"]
 def start(run: Path) -> GatesSession:
     """Begin a run of a candidate that does not exist, without pytest."""
     options: dict[str, Any] = {"--base": "./nowhere", "--adapter": ["style=./none"], "--run": str(run)}
-    options |= {"--max-new-tokens": 8, "--deadline": 1.0}
+    options |= {"--max-new-tokens": 8, "--deadline": 1.0, "--gates": []}
     hook = SimpleNamespace(pytest_assay_executor=lambda config: None)
     config = SimpleNamespace(
         hook=hook, getoption=lambda name, default=None: options.get(name, default), option=SimpleNamespace()

@@ -156,7 +156,7 @@ def test_an_adapter_that_ends_at_once_is_classified_and_explained() -> None:
 def test_a_sample_that_is_nobodys_is_refused(candidate: Path) -> None:
     from assay.inputs.candidate import read_candidate
 
-    with pytest.raises(InputError, match="unknown key 'fr'"):
+    with pytest.raises(InputError, match="unknown language 'fr'"):
         evaluation.evaluate(
             read_candidate(candidate / "candidate.json"), forms=["full"], adapters=["style"], language="fr", limit=2
         )

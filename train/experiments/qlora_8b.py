@@ -9,7 +9,6 @@ import gc
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,8 @@ def main(out: Path) -> None:
         for batch, length in SHAPES:
             if not checkpointing and batch * length > 4096:
                 continue
-            one = _steps(replace(recipe, gradient_checkpointing=checkpointing), model, batch, length)
+            changed = recipe.model_copy(update={"gradient_checkpointing": checkpointing})
+            one = _steps(changed, model, batch, length)
             results["steps"].append(one)
             print(one, flush=True)
             write_json(out, results)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 
 from assay import paths
+from assay.cli.arguments import Adapters, Base, CandidateFile, Revision, TrainedOn
 from assay.errors import InputError
 from assay.faults.catalogue import FAULTS, HEALTHY_VARIANTS, OUT_OF_REACH
 from assay.faults.coverage import alarms, cause_named_by, coverage, missed, rates, summary
@@ -19,10 +22,50 @@ from assay.faults.pool import judge_all
 from assay.faults.result import CaseResult
 from assay.faults.runner import FaultRunner
 from assay.files import write_json
-from assay.inputs.candidate import Candidate
+from assay.inputs.candidate import Candidate, chosen_candidate
 from assay.machine import gpus
 
 PAGE = paths.REPOSITORY / "docs" / "coverage.md"
+
+EXAMPLE = "assay faults --quick --candidate train/out/quickstart/candidate.json"
+EXIT_CODES = {
+    0: "every fault is caught, and no healthy variant fails a gate",
+    1: "a fault is missed, or a healthy variant fails a gate",
+    2: "the candidate cannot be used, or there is no such case",
+}
+
+
+def command(
+    cases: Annotated[list[str] | None, typer.Argument(metavar="CASE", help="these only (default: all)")] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="every fault and healthy variant, and what is out of reach")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="only what shows before a model is loaded: minutes, not an hour")
+    ] = False,
+    jobs: Annotated[int, typer.Option(metavar="N", help="cases at a time, each on its share of the cores")] = 1,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="folder of the records; what is judged there already is kept"),
+    ] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="write docs/coverage.md")] = False,
+    check: Annotated[bool, typer.Option("--check", help="say whether docs/coverage.md is stale; 0 either way")] = False,
+    candidate: CandidateFile = None,
+    base: Base = None,
+    revision: Revision = None,
+    adapter: Adapters = None,
+    trained_on: TrainedOn = None,
+) -> int:
+    """It takes copies of the candidate with one fault each, and healthy variants of it, through the gates.
+
+    All cases take an hour or more on two cores.
+    """
+    if list_:
+        return listing()
+    if check:
+        return say_whether_stale()
+    chosen = chosen_candidate(candidate, base, adapter or [], revision, trained_on)
+    return inject(chosen, cases or [], quick=quick, jobs=jobs, folder=run, publish=publish)
 
 
 def listing() -> int:
@@ -43,7 +86,7 @@ def listing() -> int:
     return 0
 
 
-def check() -> int:
+def say_whether_stale() -> int:
     """Say in one sentence whether docs/coverage.md was measured with the code of today. Stale is no failure.
 
     Raises:
@@ -56,7 +99,7 @@ def check() -> int:
     return 0
 
 
-def run(
+def inject(
     candidate: Candidate | None, names: list[str], *, quick: bool, jobs: int, folder: Path | None, publish: bool
 ) -> int:
     """Judge the cases, print one line per case, then the rates; 1 if a fault was missed or a gate failed a variant.
@@ -78,6 +121,8 @@ def run(
             f"{paths.QUICKSTART}: not found. `assay faults` breaks a healthy candidate: train one with `nox -s train "
             "-- quickstart`, or name yours with --candidate, or --base and --adapter."
         )
+    if publish and not PAGE.parent.is_dir():
+        raise InputError("--publish writes docs/coverage.md of the repository, and this is an installed package.")
     if publish and (names or quick):
         raise InputError("--publish writes what all cases show: leave out --quick and names.")
     _ = candidate.base, candidate.adapters[0].path

@@ -9,12 +9,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 from assay import paths, process
-from assay.errors import AssayError, InputError
+from assay.errors import AssayError
 from assay.faults.catalogue import FAULTS, HEALTHY_VARIANTS
 from assay.faults.digests import case_digest
 from assay.faults.edits.sandbox import NotApplicable, Sandbox
@@ -29,6 +28,7 @@ from assay.gating.policy import read_policy
 from assay.inputs.candidate import Adapter, Candidate
 from assay.record.outcome import Status
 from assay.record.reading import read_run
+from assay.validation import refuse_unknown_names
 from assay.workers.__main__ import die_with
 from assay.workers.tensors import use_threads
 
@@ -60,12 +60,7 @@ class FaultRunner:
             InputError: there is no case of that name.
         """
         all_cases: dict[str, Case] = {**FAULTS, **HEALTHY_VARIANTS}
-        for name in names or []:
-            if name not in all_cases:
-                near = get_close_matches(name, all_cases, n=1, cutoff=0.0)[0]
-                raise InputError(
-                    f"assay faults: there is no case {name!r}. Did you mean {near!r}? `assay faults --list` lists all."
-                )
+        refuse_unknown_names("assay faults", "case", names or [], all_cases)
         chosen = names or [name for name, one in all_cases.items() if one.quick or not self.quick]
         return [all_cases[BASELINE], *(all_cases[name] for name in chosen if name != BASELINE)]
 

@@ -1,6 +1,8 @@
 """The pytest plugin: hooks only. It writes `run.json` before the first gate and one line of `gates.jsonl` a gate.
 
-It does nothing until a `conftest.py` calls `use_gates(config, folder)`.
+It does nothing until a `conftest.py` calls `use_gates(config, folder)`. Only that `conftest.py` and `assay run` name
+it, so no other pytest of the environment loads it. PYTEST_DONT_REWRITE: it asserts nothing, and is imported before
+pytest could rewrite it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import pytest
 from assay.errors import AssayError
 from assay.gating.evidence import Evidence
 from assay.gating.gate import gate_of
+from assay.gating.options import OPTIONS
 from assay.gating.session import EVIDENCE, GatesSession
 
 if TYPE_CHECKING:
@@ -26,33 +29,8 @@ SESSION = pytest.StashKey[GatesSession]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("assay", "Assay: which candidate, and where the record goes")
-    group.addoption("--candidate", metavar="FILE", help="candidate.json (default: the quickstart's)")
-    group.addoption("--base", metavar="BASE", help="base model: a folder, a hub id, or smollm2-135m-instruct")
-    group.addoption("--revision", metavar="REV", help="revision of a hub base")
-    group.addoption("--adapter", metavar="NAME=WHERE", action="append", default=[], help="adapter: folder or hub id")
-    group.addoption("--trained-on", metavar="NAME", help="your word that an adapter's recorded base NAME is this base")
-    group.addoption("--run", metavar="DIR", help="folder of the record (default: reports/<time>-<candidate>)")
-    group.addoption("--policy", metavar="FILE", help="what blocks a release (default: policy.toml beside the gates)")
-    group.addoption("--prompts", metavar="DIR", help="folder of *.txt prompts (default: prompts/ beside the gates)")
-    group.addoption("--probes", metavar="DIR", help="folder of *.txt prose that distributions are measured on, too")
-    group.addoption("--max-new-tokens", metavar="N", type=int, default=64, help="length of the answers (default: 64)")
-    group.addoption(
-        "--scored-tokens",
-        metavar="N",
-        type=int,
-        default=6000,
-        help="positions at which distributions are compared (default: 6000: 3.6 GB with 150,000 words)",
-    )
-    group.addoption(
-        "--gguf-dtype",
-        choices=["f16", "bf16"],
-        default="f16",
-        help="16-bit type that a checkpoint is converted to (default: f16; bf16 holds values above 65504)",
-    )
-    group.addoption("--fresh", action="store_true", help="reuse no result of an earlier run")
-    group.addoption(
-        "--deadline", metavar="SECONDS", type=float, default=float("inf"), help="caps every step's deadline"
-    )
+    for option in OPTIONS:
+        group.addoption(option.name, **option.for_argparse())
 
 
 class Hooks:

@@ -16,6 +16,7 @@ from assay.gating.causes import FILE as CAUSES
 from assay.gating.causes import read_causes
 from assay.gating.evidence import Evidence
 from assay.gating.gate import Blocked, Gate, gate_of, read_gates
+from assay.gating.options import GATES, users_gates
 from assay.gating.policy import Policy, read_policy
 from assay.gating.preflight import header, preflight
 from assay.gating.run_record import describe_run, judges
@@ -84,8 +85,11 @@ class GatesSession:
         Raises:
             AssayError: what the user gave cannot be used, so there is no expected set to judge.
         """
-        gates = read_gates(folder)
-        policy = read_policy(Path(config.getoption("--policy") or folder / "policy.toml"), [gate.id for gate in gates])
+        own = read_gates(folder)
+        more = users_gates(config.getoption(GATES.name), [gate.id for gate in own])
+        gates = [*own, *more]
+        file = Path(config.getoption("--policy") or folder / "policy.toml")
+        policy = read_policy(file, [gate.id for gate in own], secondary=[gate.id for gate in more])
         candidate = _candidate(config)
         worker = getattr(config, "workerinput", None)
         if worker is not None:
