@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from typing import cast
 
-import pytest
-import test_gguf
-from assay.gating.causes import Cause
-from assay.gating.evidence import Evidence
-from assay.gating.gate import GateFailed, read_gates
+from assay.gating.gate import read_gates
 from assay.paths import GATES, PACKAGE, REPORTS, REPOSITORY
 from assay.record.outcome import Status
 from assay.record.reading import read_run
 from assay.record.rendering import RENDERINGS
 from assay.record.verdict import Verdict
-from assay.steps.catalogue import QuantizeQ4
-from assay.steps.runner import Runner
 
 from docs.generate import PAGES, documents
-from tests.gates.healthy import HEALTHY, CannedRunner, artifact, with_facts
 
 
 def test_generated_pages_are_what_the_code_gives() -> None:
@@ -34,22 +25,6 @@ def test_the_page_on_the_rooms_has_each_room() -> None:
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     rooms = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
     assert set(re.findall(r"^\| \[(\w+)\]", text, re.MULTILINE)) == rooms
-
-
-def test_the_gate_that_the_guide_writes_judges_and_its_cause_is_named() -> None:
-    text = (REPOSITORY / "docs" / "write-a-gate.md").read_text(encoding="utf-8")
-    function, broken, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names = {**vars(test_gguf)}
-    exec(function, names)
-    body = names["test_q4_size"].gate.body
-    evidence = Evidence(cast(Runner, CannedRunner(HEALTHY, REPOSITORY)))
-    body(evidence=evidence, q4=artifact(QuantizeQ4, HEALTHY))
-    _, stage, changed, code = eval(broken, names)
-    with pytest.raises(GateFailed) as raised:
-        body(evidence=evidence, q4=artifact(QuantizeQ4, with_facts(stage, **changed)))
-    cause = tomllib.loads(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[1])["cause"][0]
-    assert raised.value.code == code
-    assert Cause.model_validate(cause).codes == (code,)
 
 
 def test_every_gate_says_why_it_matters_and_what_to_do() -> None:
