@@ -19,7 +19,7 @@ from assay.inputs.dataset import METRICS, Dataset
 from assay.inputs.prompts import Prompts
 from assay.inputs.toolchain import find_toolchain
 from assay.measures.answers import Kind
-from assay.measures.metrics import Score, summarise
+from assay.measures.metrics import Score, summarise_scores
 from assay.steps.catalogue import AskTransformers, ConvertF16, Merge, QuantizeQ4, RunLlamaCppPython
 from assay.steps.runner import Bench
 from assay.steps.store import Artifact, Store
@@ -141,7 +141,7 @@ def _result(
     return {
         "language": language,
         "max_new_tokens": limit,
-        "summary": summarise(scores, dataset),
+        "summary": summarise_scores(scores, dataset),
         "seconds": round(sum(artifact.seconds for artifact in artifacts), 1),
         "peak_host_bytes": max(artifact.facts["peak_host_bytes"] for artifact in artifacts),
         "peak_device_bytes": max(artifact.facts.get("peak_device_bytes") or 0 for artifact in artifacts) or None,

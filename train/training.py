@@ -21,7 +21,7 @@ from assay.inputs.bases import Base, find_base
 from assay.inputs.dataset import Dataset
 from assay.inputs.lora import CONFIG, WEIGHTS
 from assay.measures import sizing as plan
-from assay.measures.encoding import IGNORED, encode
+from assay.measures.encoding import IGNORED, encode_sample
 from assay.workers import host_peak_bytes
 from assay.workers.model import full_dtype, load_full, load_nf4
 from filelock import FileLock, Timeout
@@ -269,7 +269,7 @@ def encode_samples(recipe: Recipe, name: str, dataset: Dataset, tokenizer: Any) 
     rows = []
     for sample in dataset.samples("train", recipe.adapters[name], recipe.language):
         try:
-            row = encode(tokenizer, sample.prompt, sample.answer)
+            row = encode_sample(tokenizer, sample.prompt, sample.answer)
         except InputError as problem:
             raise InputError(f"{sample.id}: {problem}.") from None
         size = len(row.input_ids)

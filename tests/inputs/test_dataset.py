@@ -12,7 +12,7 @@ import pytest
 from assay.errors import InputError
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.dataset import Dataset, headings, read_dataset, similarity, squeeze
-from assay.measures.encoding import FLAWS, IGNORED, Encoded, Served, encode, flaws, render
+from assay.measures.encoding import FLAWS, IGNORED, Encoded, Served, encode_sample, flaws, render
 from assay.paths import REPOSITORY
 from assay.workers import Work
 from assay.workers import dataset as worker
@@ -211,7 +211,7 @@ def tokenizer() -> Any:
 
 
 def test_only_the_answer_and_its_end_are_trained_on(tokenizer: Any) -> None:
-    row = encode(tokenizer, "Why?", "Because.")
+    row = encode_sample(tokenizer, "Why?", "Because.")
     assert tokenizer.decode(row.trained) == "Because." + tokenizer.eos_token
     assert row.labels.count(IGNORED) == len(row.labels) - len(row.trained)
     from assay.inputs.checkpoint import chat_template
@@ -227,10 +227,10 @@ def test_a_tokenizer_without_an_end_token_and_a_template_without_one_are_refused
     tokenizer = AutoTokenizer.from_pretrained(find_base(EMBEDDED).path)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(InputError, match="no end token"):
-        encode(tokenizer, "Why?", "Because.")
+        encode_sample(tokenizer, "Why?", "Because.")
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="has no end token; set eos_token"):
-        encode(tokenizer, "Why?", "Because.")
+        encode_sample(tokenizer, "Why?", "Because.")
 
 
 SERVED = Served(prompt_ids=[1, 2], end_tokens={9})

@@ -15,7 +15,7 @@ from assay import paths
 from assay.errors import InputError
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.toolchain import find_toolchain
-from assay.measures.divergence import Compared, compare_until_clear, loss_enters_at, share_lost, summarise
+from assay.measures.divergence import Compared, compare_until_clear, loss_enters_at, share_lost, summarise_divergence
 from assay.workers.distribution import Sequence, compared, from_greedy, gguf_logits, within
 
 pytestmark = pytest.mark.slow(seconds=40)
@@ -86,14 +86,14 @@ def test_what_is_clearly_exact_after_a_few_sequences_is_not_fed_the_others(
 
 
 def test_a_summary_counts_tokens_and_draws_sequences() -> None:
-    told = summarise([sequence("a", [0.1] * 10), sequence("b", [0.3] * 30, [True] * 15 + [False] * 15)])
+    told = summarise_divergence([sequence("a", [0.1] * 10), sequence("b", [0.3] * 30, [True] * 15 + [False] * 15)])
     assert told["kl_mean"] == pytest.approx(0.25)
     assert told["kl_mean_interval"] == [pytest.approx(0.1), pytest.approx(0.3)]
     assert (told["flips_to_wrong"], told["flips_to_right"]) == (15, 0)
     assert told["top1_agreement"] == pytest.approx(25 / 40)
     assert told["perplexity_ratio"] == pytest.approx(np.exp(0.25), rel=1e-4)
     with pytest.raises(InputError, match="No sequence"):
-        summarise([])
+        summarise_divergence([])
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -101,7 +101,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     random, held = np.random.default_rng(1), 0
     for trial in range(200):
         rows = [sequence(str(at), (random.gamma(2, 0.25) + random.normal(0, 0.01, 20)).tolist()) for at in range(25)]
-        low, high = summarise(rows, seed=trial)["kl_mean_interval"]
+        low, high = summarise_divergence(rows, seed=trial)["kl_mean_interval"]
         held += low <= 0.5 <= high
     assert 178 <= held <= 199
 
@@ -186,5 +186,5 @@ def test_the_mean_kl_agrees_with_llama_perplexity_to_one_percent(ggufs: tuple[Pa
     assert len(windows) >= 3
     reference = [torch.log_softmax(rows, dim=-1) for rows in gguf_logits(tools, f16, 512)(windows)]
     rows = zip(windows, reference, gguf_logits(tools, q4, 512)(windows), strict=True)
-    ours = summarise([compared(*row) for row in rows])["kl_mean"]
+    ours = summarise_divergence([compared(*row) for row in rows])["kl_mean"]
     assert ours == pytest.approx(float(theirs[1]), rel=0.01)

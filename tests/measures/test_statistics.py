@@ -109,6 +109,6 @@ def test_a_share_against_092(right: int, asked: int, samples: int, wanted: Shown
 
 def test_judged_together_each_may_be_wrong_only_so_much_more_seldom() -> None:
     assert judge_pairs(5, 0, 60, 60, MARGIN) is Shown.FAILED
-    assert judge_pairs(5, 0, 60, 60, MARGIN, of=3) is not Shown.FAILED
+    assert judge_pairs(5, 0, 60, 60, MARGIN, comparisons=3) is not Shown.FAILED
     assert judge_exceeds(29, 36, 36, 0.93) is Shown.FAILED
-    assert judge_exceeds(29, 36, 36, 0.93, of=5) is not Shown.FAILED
+    assert judge_exceeds(29, 36, 36, 0.93, comparisons=5) is not Shown.FAILED

@@ -19,10 +19,10 @@ from assay.errors import Inconclusive, InputError
 from assay.inputs.bases import find_base
 from assay.inputs.candidate import Adapter
 from assay.inputs.checkpoint import Tensor, read_folder, read_header
-from assay.inputs.lora import read_lora
+from assay.inputs.lora import read_lora_weights
 from assay.inputs.number_formats import NF4
-from assay.measures.merge_replay import examine
-from assay.measures.strength import Strength, measure, weakest_layers
+from assay.measures.merge_replay import replay_merge
+from assay.measures.strength import Strength, measure_strengths, weakest_layers
 
 HEALTHY, DEFECT, CANNOT_TELL = 0, 1, 3
 Floats = NDArray[np.float32]
@@ -38,7 +38,9 @@ def check_merge(base: str, adapter: str, merged: Path, *, as_json: bool) -> int:
         raise InputError(f"{merged}: no such folder. A merged checkpoint is a folder with config.json and safetensors.")
     console = Console(stderr=True)
     with console.status("replaying the merge …") as status:
-        found = examine(_base(base), _adapter(adapter), merged, say=lambda line: status.update(f"replaying: {line}"))
+        found = replay_merge(
+            _base(base), _adapter(adapter), merged, say=lambda line: status.update(f"replaying: {line}")
+        )
     # Without a recipe there is nothing to say about tensors whose change is none (DoRA, fused experts): not a defect.
     unknown = not found.defects and found.recipe is None and bool(found.adapter.changes)
     code = CANNOT_TELL if unknown or not found.adapter.touched else DEFECT if found.defects else HEALTHY
@@ -50,7 +52,7 @@ def check_merge(base: str, adapter: str, merged: Path, *, as_json: bool) -> int:
         out.print(
             f"[green]healthy[/]: {len(found.adapter.touched)} tensors {found.recipe or 'replaced whole'}; all others"
         )
-        out.print(f"are the base's ({found.elements:,} weights, {found.off_by_one_step} of them one step off).")
+        out.print(f"are the base's ({found.elements:,} weights, {found.off_by_one_ulp} of them one step off).")
     elif code == CANNOT_TELL:
         out.print("[yellow]cannot tell[/]: the adapter changes no tensor that can be replayed.")
     else:
@@ -83,11 +85,11 @@ def strength(base: str, adapters: list[str], file: Path, *, as_json: bool) -> in
     for given in adapters:
         name, separator, where = given.partition("=")
         path = _adapter(where if separator else given)
-        loras[name if separator else path.name] = read_lora(path, tensors)
+        loras[name if separator else path.name] = read_lora_weights(path, tensors)
     if len(loras) < len(adapters):
         raise InputError("Two adapters have the same name; give each as NAME=WHERE.")
     with Console(stderr=True).status(f"reading {file.name} …"):
-        measured = measure(tensors, loras, _reader(file, folder))
+        measured = measure_strengths(tensors, loras, _reader(file, folder))
     code = _judge(measured)
     if as_json:
         table = {

@@ -128,12 +128,12 @@ def _mislabel(sandbox: Sandbox, change: Any) -> None:
     def do() -> None:
         from assay.measures import encoding
 
-        def encode(original: Any, tokenizer: Any, *args: Any) -> Any:
+        def encode_sample(original: Any, tokenizer: Any, *args: Any) -> Any:
             row = original(tokenizer, *args)
             ids, labels = change(row.input_ids, row.labels, tokenizer.eos_token_id)
             return encoding.Encoded(input_ids=ids, labels=labels)
 
-        around(encoding, "encode", encode)
+        around(encoding, "encode_sample", encode_sample)
 
     _ = sandbox.data
     sandbox.in_worker("dataset.encode", do)
@@ -146,10 +146,10 @@ def trained_with_another_template(sandbox: Sandbox) -> None:
     def do() -> None:
         from assay.measures import encoding
 
-        def encode(original: Any, tokenizer: Any, prompt: str, answer: str) -> Any:
+        def encode_sample(original: Any, tokenizer: Any, prompt: str, answer: str) -> Any:
             return original(tokenizer, f"[INST] {prompt} [/INST]", answer)
 
-        around(encoding, "encode", encode)
+        around(encoding, "encode_sample", encode_sample)
 
     _ = sandbox.data
     sandbox.in_worker("dataset.encode", do)

@@ -23,7 +23,7 @@ from assay.faults.merges import before_merging
 from assay.faults.runtimes import ask_task
 from assay.faults.sandbox import Sandbox, edit_checkpoint, edit_json, edit_tensors, replace_text
 from assay.inputs.checkpoint import chat_template
-from assay.inputs.lora import CONFIG, WEIGHTS, read_lora
+from assay.inputs.lora import CONFIG, WEIGHTS, read_lora_weights
 
 _SENTENCE = (
     "A small parrot on the old harbour wall recites one long sentence about ships, weather, salt and rope; "
@@ -106,7 +106,7 @@ def _dora(sandbox: Sandbox) -> None:
 def as_dora(sandbox: Sandbox) -> None:
     _is_plain(sandbox)
     base = sandbox.candidate.base.tensors
-    lora = read_lora(sandbox.adapter, base)
+    lora = read_lora_weights(sandbox.adapter, base)
 
     def edit(tensors: dict[str, Any]) -> None:
         import numpy as np
@@ -143,7 +143,7 @@ def _patterns(sandbox: Sandbox) -> None:
 
 def _modules(sandbox: Sandbox) -> list[str]:
     """The modules that the adapter changes, by their full names."""
-    return [low.module for low in read_lora(sandbox.adapter, sandbox.candidate.base.tensors).changes.values()]
+    return [low.module for low in read_lora_weights(sandbox.adapter, sandbox.candidate.base.tensors).changes.values()]
 
 
 def _targets(sandbox: Sandbox, how: str) -> None:

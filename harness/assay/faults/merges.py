@@ -36,11 +36,11 @@ def after_merging(sandbox: Sandbox, change: Callable[[Path], None]) -> None:
     def do() -> None:
         from assay.workers import merge
 
-        def examine(original: Any, base: Path, adapter: Path, merged: Path) -> Any:
+        def replay_merge(original: Any, base: Path, adapter: Path, merged: Path) -> Any:
             change(merged)
             return original(base, adapter, merged)
 
-        around(merge, "examine", examine)
+        around(merge, "replay_merge", replay_merge)
 
     sandbox.in_worker("merge.fold", do)
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from assay.inputs.toolchain import Toolchain
 from assay.machine import usable_cores
-from assay.measures.divergence import Compared, compare_until_clear, loss_enters_at, share_lost, summarise
-from assay.measures.encoding import IGNORED, encode
+from assay.measures.divergence import Compared, compare_until_clear, loss_enters_at, share_lost, summarise_divergence
+from assay.measures.encoding import IGNORED, encode_sample
 from assay.workers import Work
 from assay.workers.gguf import F16, Q4
 from assay.workers.llama import import_llama_cpp
@@ -108,7 +108,7 @@ def measure(
         tokens=sum(len(one.ids) for one in sequences),
         longest_sequence_tokens=max(len(one.ids) for one in sequences),
         scored_tokens=sum(len(one.scored) for one in sequences),
-        base=summarise(untrained) if untrained else None,
+        base=summarise_divergence(untrained) if untrained else None,
         seconds=round(time.monotonic() - started, 3),
     )
     del model, network
@@ -122,7 +122,7 @@ def measure(
         compared = compare_until_clear(compare, everything, clearly_exact) if exact else compare(everything)
         answers = [one for one in compared if one.kind == "task"]
         kept = share_lost(answers, untrained) if answers else {}
-        summary = summarise(compared)
+        summary = summarise_divergence(compared)
         distances[name] = summary["kl_mean"]
         work.stage(name, **summary, **kept, seconds=round(time.monotonic() - began, 3))
 
@@ -218,7 +218,7 @@ def _sequences(
             made.append(Sequence(name=name, kind="text", ids=ids, scored=list(range(len(ids) - 1))))
             continue
         if "answer" in probe:
-            encoded = encode(tokenizer, probe["prompt"], probe["answer"])
+            encoded = encode_sample(tokenizer, probe["prompt"], probe["answer"])
             ids, labels = encoded.input_ids[:max_tokens], encoded.labels[:max_tokens]
         else:
             asked, ids = _answered(model, tokenizer, device, probe["prompt"])

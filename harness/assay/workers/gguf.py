@@ -22,7 +22,7 @@ from assay.inputs.gguf_file import (
     quantization_noise,
     unequal_tensors,
 )
-from assay.inputs.lora import read_lora
+from assay.inputs.lora import read_lora_weights
 from assay.inputs.model_files import end_token_id
 from assay.inputs.toolchain import Toolchain
 from assay.machine import usable_cores
@@ -118,7 +118,7 @@ def _strength(base: Path, adapter: Path, weights: Weights) -> dict[str, Any]:
     def read(name: str) -> Any:
         return weights.float32(name) if name in held else None
 
-    return strength.facts(tensors, read_lora(adapter, tensors), read)
+    return strength.adapter_strength(tensors, read_lora_weights(adapter, tensors), read)
 
 
 def quantize(work: Work, *, adapter: str, base: str, f16: str, toolchain: str) -> None:

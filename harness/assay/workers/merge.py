@@ -10,8 +10,7 @@ from typing import Any
 
 from assay.inputs.checkpoint import read_folder
 from assay.measures import strength
-from assay.measures.merge_replay import examine
-from assay.measures.merge_replay import facts as forensic_facts
+from assay.measures.merge_replay import merge_facts, replay_merge
 from assay.workers import Work, host_peak_bytes
 
 _OWN = re.compile(r"config\.json$|.*\.safetensors\.index\.json$")
@@ -36,8 +35,8 @@ def fold(work: Work, *, base: str, adapter: str) -> None:
             shutil.copyfile(file, checkpoint / file.name)
     work.stage("merge", merge_seconds=round(time.monotonic() - started, 3), peak_host_bytes=host_peak_bytes())
     started = time.monotonic()
-    found = examine(Path(base), Path(adapter), checkpoint)
-    facts = forensic_facts(found, checkpoint)
+    found = replay_merge(Path(base), Path(adapter), checkpoint)
+    facts = merge_facts(found, checkpoint)
     after = read_folder(checkpoint)
-    facts |= strength.facts(read_folder(Path(base)), found.adapter, lambda name: after[name].float32())
+    facts |= strength.adapter_strength(read_folder(Path(base)), found.adapter, lambda name: after[name].float32())
     work.stage("compare", **facts, compare_seconds=round(time.monotonic() - started, 3))
