@@ -14,7 +14,6 @@ from assay.cli.app import main
 from assay.inputs.bases import Base, find_base
 from assay.inputs.checkpoint import read_folder
 from assay.inputs.lora import read_lora_weights
-from assay.inputs.number_formats import bits_of, nf4_round_trip, round_to
 from assay.measures.merge_replay import MergeFindings, replay_merge
 
 from tests.samples import write_adapter
@@ -350,16 +349,3 @@ def test_a_second_look_at_a_healthy_merge_of_assays_own_is_healthy_from_the_comm
 
     save_file({}, empty / "adapter_model.safetensors")
     assert main([*given[:-1], str(empty), str(untied.path)]) == 3
-
-
-def test_nf4_there_and_back_is_what_bitsandbytes_makes() -> None:
-    import torch
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    torch.manual_seed(0)
-    weight = (torch.randn(320, 576) * 0.05).bfloat16()
-    for double, most in ((False, 0.0), (True, 2e-3)):
-        packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
-        made = round_to(nf4_round_trip(weight.float().numpy(), double_quantization=double), "BF16")
-        unequal = bits_of(made, "BF16") != bits_of(dequantize_4bit(packed, state).float().numpy(), "BF16")
-        assert unequal.mean() <= most
