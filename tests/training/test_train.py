@@ -171,7 +171,7 @@ def test_a_training_killed_at_random_points_ends_in_the_same_bytes(trained: Path
         process.wait()
         assert not (tmp_path / "quickstart").exists(), "nothing stands under its final name before it is whole"
     said = train(base, tmp_path)
-    assert "Going on with quickstart where it was." in said
+    assert "Resuming the training of quickstart." in said
     assert adapters(tmp_path) == adapters(trained)
     lines = [json.loads(line) for line in (tmp_path / "quickstart" / "train_log.jsonl").read_text().splitlines()]
     uninterrupted = (trained / "quickstart" / "train_log.jsonl").read_text().splitlines()
@@ -199,7 +199,7 @@ def test_another_recipe_does_not_go_on_from_a_killed_one(base: Base, tmp_path: P
     (part / "planned.json").write_text("{}")
     (part / "adapter_style.json").write_text("{}")
     said = train(base, tmp_path, "--seed", "7", '--set=adapters={writing=["writing"]}', "--set=epochs=1")
-    assert "Going on" not in said
+    assert "Resuming" not in said
     assert [one.name for one in read_candidate(tmp_path / "quickstart" / "candidate.json").adapters] == ["writing"]
 
 
@@ -266,7 +266,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_under_the_final_name(bas
     assert not (tmp_path / "quickstart").exists()
     assert "Free some space" in done.stderr, done.stderr[-2000:]
     said = train(base, tmp_path)
-    assert "Going on with quickstart" in said
+    assert "Resuming the training of quickstart" in said
 
 
 def linear_4bit(backward: bool = True) -> Any:
@@ -308,9 +308,9 @@ def test_training_in_4_bits_is_refused_where_its_gradient_is_wrong() -> None:
 def test_a_cpu_trains_over_16_or_32_bits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from train import training
+    from train import model
 
     recipe: Recipe = read_recipe("v3b")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert not training.in_4bit(recipe)
-    assert "instead of nf4 (4-bit gradients need CUDA)" in training._held(recipe)
+    assert not model.in_4bit(recipe)
+    assert "instead of nf4 (4-bit gradients need CUDA)" in model.held_in(recipe)
