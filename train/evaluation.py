@@ -173,8 +173,8 @@ def why_empty(answers: dict[str, dict[str, Any]], trained: dict[str, Any] | None
         behind = f" Without the end token the model answers {forced[:60]!r}." if forced else ""
         return (
             f"{count}: the end token comes first{known}. Training taught it as the first token of an answer: by "
-            "samples with an empty or cut answer, by an end token after the prompt, or by a mask that hides all but the "
-            f"end token. `data_labels_ok` names such samples.{behind}"
+            "samples with an empty or cut answer, by an end token after the prompt, or by a mask that hides all but "
+            f"the end token. `data_labels_ok` names such samples.{behind}"
         )
     if kinds[empty[0]] is Kind.THINK_ONLY:
         return (
