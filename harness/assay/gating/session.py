@@ -7,7 +7,6 @@ import re
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from assay.gating.gate import Blocked, Gate, gate_of, read_gates
 from assay.gating.policy import Policy, read_policy
 from assay.inputs.candidate import Candidate, chosen_candidate
 from assay.inputs.prompts import Prompts
-from assay.machine import machine
+from assay.machine import machine, package_version
 from assay.measures.sizing import forecast, shapes_from_headers
 from assay.record.record import VERSION, Expected, Outcome, Status, append_outcome, read_run
 from assay.record.text import printable
@@ -171,7 +170,7 @@ class GatesSession:
                 "environment": {
                     "assay": __version__,
                     "machine": machine(),
-                    "packages": {package: _version(package) for package in _VERSIONED},
+                    "packages": {package: package_version(package) for package in _VERSIONED},
                     "prompts": sorted(file.stem for file in self.prompts.path.glob("*.txt")),
                 },
                 "forecast": self._forecast(),
@@ -336,10 +335,3 @@ def _new_folder(config: pytest.Config, candidate: Candidate) -> Path:
         except FileExistsError:
             continue
     raise InputError(f"{paths.REPORTS}: a hundred runs in one second; name a folder with --run.")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -47,7 +47,7 @@ class Compared:
 def compare_until_clear(
     compare: Callable[[list[int]], list[Compared]], places: list[int], clear_below: float
 ) -> list[Compared]:
-    """Compare one sequence in `FIRST_OF`, and the others only where the result leaves a doubt.
+    """Compare one sequence in `FIRST_OF`, and the others only if the first ones do not decide.
 
     A model that is expected to be exact differs by less than rounding, or by far more: a few sequences tell which.
 

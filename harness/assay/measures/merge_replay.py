@@ -92,11 +92,9 @@ def replay_merge(
     before, after = read_folder(base), read_folder(merged)
     lora = read_lora_weights(adapter, before)
     found = MergeFindings(adapter=lora)
-    strangers = sorted({name for name in lora.changes if name not in before})
-    if strangers:
-        raise InputError(
-            f"{adapter}: adapts {strangers[0]}, which {base} does not have. Is it an adapter of this base?"
-        )
+    unknown = sorted(set(lora.changes) - set(before))
+    if unknown:
+        raise InputError(f"{adapter}: adapts {unknown[0]}, which {base} does not have. Is it an adapter of this base?")
     found.defects += [*stray_files(merged, after), *_unpaired(before, after)]
     found.notes += [f"{adapter.name} has a tensor that is no LoRA: {name}" for name in lora.unknown]
     files, notes = compare_files(base, merged)
