@@ -17,7 +17,7 @@ from assay.measures import sizing as plan
 
 from tests.samples import write_adapter
 
-pytestmark = pytest.mark.slow(seconds=40)
+pytestmark = [pytest.mark.slow(seconds=40), pytest.mark.needs_toolchain]
 
 QWEN3_8B = {
     "architectures": ["Qwen3ForCausalLM"],

@@ -24,7 +24,7 @@ from assay.record.record import Status
 
 from tests.samples import write_adapter
 
-pytestmark = pytest.mark.slow(seconds=160)
+pytestmark = [pytest.mark.slow(seconds=160), pytest.mark.needs_toolchain]
 
 FAULTS, HEALTHY_VARIANTS = (FAULTS, HEALTHY_VARIANTS)
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

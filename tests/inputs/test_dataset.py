@@ -210,6 +210,7 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(find_base(EMBEDDED).path)
 
 
+@pytest.mark.needs_toolchain
 def test_only_the_answer_and_its_end_are_trained_on(tokenizer: Any) -> None:
     row = encode_sample(tokenizer, "Why?", "Because.")
     assert tokenizer.decode(row.trained) == "Because." + tokenizer.eos_token
@@ -221,6 +222,7 @@ def test_only_the_answer_and_its_end_are_trained_on(tokenizer: Any) -> None:
     assert flaws(row, True, Served(prompt_ids=prompt, end_tokens={tokenizer.eos_token_id})) == []
 
 
+@pytest.mark.needs_toolchain
 def test_a_tokenizer_without_an_end_token_and_a_template_without_one_are_refused() -> None:
     from transformers import AutoTokenizer
 
@@ -252,6 +254,7 @@ def test_each_flaw_of_an_encoded_sample_has_its_name(row: Encoded, said: bool, f
     assert flaws(Encoded(input_ids=[1, 2, 5, 9], labels=[IGNORED, IGNORED, 5, 9]), True, SERVED) == []
 
 
+@pytest.mark.needs_toolchain
 def test_the_whole_dataset_encodes_on_the_embedded_base(tmp_path: Path) -> None:
     base = find_base(EMBEDDED).path
     for language in ("en", "zh"):
@@ -262,6 +265,7 @@ def test_the_whole_dataset_encodes_on_the_embedded_base(tmp_path: Path) -> None:
         assert facts["longest_sample_tokens"] < {"en": 260, "zh": 512}[language]
 
 
+@pytest.mark.needs_toolchain
 def test_a_base_whose_end_token_differs_when_served_is_named(tmp_path: Path) -> None:
     base = Path(
         shutil.copytree(find_base(EMBEDDED).path, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))

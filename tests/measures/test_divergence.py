@@ -164,6 +164,8 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return f16, q4
 
 
+@pytest.mark.slow(seconds=40)
+@pytest.mark.needs_toolchain
 def test_the_mean_kl_agrees_with_llama_perplexity_to_two_percent(ggufs: tuple[Path, Path]) -> None:
     """llama-perplexity of the pinned commit computed MEAN_KL on these two files and this prose, once.
 

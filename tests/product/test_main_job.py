@@ -26,7 +26,7 @@ from assay.record.record import Run, Status, Verdict, read_run
 
 from tests.samples import new_cache, write_adapter
 
-pytestmark = pytest.mark.slow(seconds=380)
+pytestmark = [pytest.mark.slow(seconds=380), pytest.mark.needs_toolchain]
 
 FILES = ["adapter_files_ok"]
 BNB = ["base_quant_load_ok", "style_lora_mount_ok", "style_generate_non_empty"]

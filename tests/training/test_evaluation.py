@@ -14,8 +14,6 @@ from train import evaluation
 from train.__main__ import main
 from train.evaluation import why_empty
 
-pytestmark = pytest.mark.slow(seconds=45)
-
 SAID = {"kind": "ok", "text": "x"}
 
 
@@ -68,6 +66,7 @@ def candidate(tmp_path_factory: pytest.TempPathFactory, base: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow(seconds=30)
 def test_all_forms_are_asked_the_same_and_stand_side_by_side(
     candidate: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +88,7 @@ def test_all_forms_are_asked_the_same_and_stand_side_by_side(
     assert [sample["kind"] for sample in full] == [sample["kind"] for sample in merged]
 
 
+@pytest.mark.slow(seconds=6)
 def test_evaluating_one_more_adapter_keeps_what_was_measured(candidate: Path) -> None:
     assert main(["evaluate", str(candidate / "candidate.json"), "--adapters", "style", "--max-new-tokens", "2"]) == 0
     result = json.loads((candidate / "evaluation.json").read_text())
@@ -117,6 +117,8 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     assert "not found" in capsys.readouterr().err
 
 
+@pytest.mark.slow(seconds=8)
+@pytest.mark.needs_toolchain
 def test_an_adapter_that_ends_at_once_is_classified_and_explained() -> None:
     """From the model's own logits on: batches on the left, the first token, the forced continuation."""
     import torch

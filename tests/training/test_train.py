@@ -23,8 +23,6 @@ from assay.inputs.dataset import read_dataset
 from tests.samples import TINY, start_training, train
 from train.recipe import RECIPES, Recipe, read_recipe, recipe_names
 
-pytestmark = pytest.mark.slow(seconds=200)
-
 QUICKSTART = (RECIPES / "quickstart.toml").read_text()
 DATA = paths.REPOSITORY / "train" / "data"
 
@@ -100,6 +98,7 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
         read_recipe("quickstrat")
 
 
+@pytest.mark.needs_toolchain
 def test_a_sample_that_is_too_long_is_refused_and_never_cut() -> None:
     from assay.inputs.bases import EMBEDDED, find_base
     from transformers import AutoTokenizer
@@ -117,6 +116,7 @@ def adapters(out: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.glob("adapter_*/*"))}
 
 
+@pytest.mark.slow(seconds=35)
 def test_what_training_leaves(trained: Path, base: Base) -> None:
     assert sorted(path.name for path in trained.iterdir()) == ["quickstart"], "nothing half-made is left"
     folder = trained / "quickstart"
@@ -157,6 +157,7 @@ KILLS = int(os.environ.get("ASSAY_TEST_KILLS", "3"))
 """docs/evidence/quickstart-on-two-cores.md tells of ten."""
 
 
+@pytest.mark.slow(seconds=60)
 def test_a_training_killed_at_random_points_ends_in_the_same_bytes(trained: Path, base: Base, tmp_path: Path) -> None:
     chance = random.Random(20260209)
     points = sorted(chance.sample(range(5, 110), KILLS))
@@ -193,6 +194,7 @@ def test_half_a_checkpoint_and_half_a_line_are_passed_over(tmp_path: Path) -> No
     assert kept_lines(tmp_path / "log") == [{"step": 1}, {"step": 2}]
 
 
+@pytest.mark.slow(seconds=15)
 def test_another_recipe_does_not_go_on_from_a_killed_one(base: Base, tmp_path: Path) -> None:
     part = tmp_path / ".quickstart.part"
     part.mkdir()
@@ -203,6 +205,7 @@ def test_another_recipe_does_not_go_on_from_a_killed_one(base: Base, tmp_path: P
     assert [one.name for one in read_candidate(tmp_path / "quickstart" / "candidate.json").adapters] == ["writing"]
 
 
+@pytest.mark.slow(seconds=30)
 def test_two_processes_train_one_adapter_together(base: Base, tmp_path: Path) -> None:
     """Two processes of the CPU, as `accelerate launch` starts them for two GPUs (for a CPU it would need MPI)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "train", "quickstart"]
@@ -231,6 +234,7 @@ def refused(base: Base, out: Path, *more: str) -> str:
     return said
 
 
+@pytest.mark.slow(seconds=12)
 def test_nothing_is_trained_on_data_that_fails_a_gate(base: Base, tmp_path: Path) -> None:
     data = Path(shutil.copytree(DATA, tmp_path / "data"))
     held_out = json.loads((data / "eval" / "style.en.jsonl").read_text().splitlines()[0])
@@ -245,10 +249,12 @@ def test_nothing_is_trained_on_data_that_fails_a_gate(base: Base, tmp_path: Path
     assert "style.en.jsonl line 1 column 2: not JSON" in refused(base, tmp_path / "out", "--data", str(data))
 
 
+@pytest.mark.slow(seconds=6)
 def test_a_base_that_is_not_there_is_one_sentence(base: Base, tmp_path: Path) -> None:
     assert "no such folder" in refused(base, tmp_path / "out", "--base", "./nowhere")
 
 
+@pytest.mark.slow(seconds=6)
 def test_a_second_training_of_the_same_candidate_is_refused(base: Base, tmp_path: Path) -> None:
     from filelock import FileLock
 
@@ -256,6 +262,7 @@ def test_a_second_training_of_the_same_candidate_is_refused(base: Base, tmp_path
         assert "another process is training it" in refused(base, tmp_path)
 
 
+@pytest.mark.slow(seconds=40)
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_under_the_final_name(base: Base, tmp_path: Path) -> None:
     """A file of the size of a weight file cannot be written: as when the disk is full."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "

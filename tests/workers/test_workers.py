@@ -24,7 +24,7 @@ from assay.steps.store import Store
 
 from tests.samples import write_adapter
 
-pytestmark = pytest.mark.slow(seconds=35)
+pytestmark = [pytest.mark.slow(seconds=35), pytest.mark.needs_toolchain]
 
 SHAPES = {
     f"model.layers.{layer}.self_attn.{name}": shape
