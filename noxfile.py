@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import nox
@@ -15,7 +14,6 @@ nox.options.sessions = ["lint", "tests"]
 
 HERE = Path(__file__).parent
 QUICKSTART = HERE / "train" / "out" / "quickstart" / "candidate.json"
-CANDIDATE_OPTIONS = ("--candidate", "--base")
 
 
 def environment(session: nox.Session) -> Path:
@@ -39,23 +37,8 @@ def run(session: nox.Session, *command: object) -> None:
 
 @nox.session
 def gates(session: nox.Session) -> None:
-    """Judge a candidate on every route. Arguments go to pytest: `-- --base BASE --adapter NAME=WHERE`."""
-    python = environment(session)
-    # Without a toolchain the gguf gates say so themselves; the others can still be judged.
-    session.run(str(python), "-m", "assay", "toolchain", external=True, success_codes=[0, 2])
-    given = any(argument.split("=")[0] in CANDIDATE_OPTIONS for argument in session.posargs)
-    if not given and not QUICKSTART.exists() and subprocess.call([python, "-m", "train", "quickstart"]):
-        sys.exit(2)
-    # The run is named here, so that the verdict is this run's and never that of an older one.
-    folder = HERE / "reports" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-gates"
-    arguments = [*session.posargs]
-    if "--run" not in [argument.split("=")[0] for argument in arguments]:
-        arguments += ["--run", str(folder)]
-    else:
-        at = next(i for i, argument in enumerate(arguments) if argument.split("=")[0] == "--run")
-        folder = Path(arguments[at].partition("=")[2] or arguments[at + 1])
-    session.run(str(python), "-m", "pytest", "gates", *arguments, external=True, success_codes=range(256))
-    code = subprocess.call([python, "-m", "assay", "verdict", folder])
+    """Judge a candidate on every route. Arguments go to `assay run`: `-- --base BASE --adapter NAME=WHERE`."""
+    code = subprocess.call([environment(session), "-m", "assay", "run", *session.posargs])
     if code:
         # nox knows one exit code for every failure; a release has two: 1 hold, 2 could not judge.
         sys.exit(code)
@@ -68,6 +51,16 @@ def tests(session: nox.Session) -> None:
     run(session, python, "-m", "assay", "toolchain")
     two_at_a_time = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     run(session, python, "-m", "pytest", "tests", *two_at_a_time, *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Measure which gate catches which fault, and write docs/coverage.md (hours). Arguments go to `assay faults`."""
+    python = environment(session)
+    run(session, python, "-m", "assay", "toolchain")
+    if not QUICKSTART.exists():
+        run(session, python, "-m", "train", "quickstart")
+    run(session, python, "-m", "assay", "faults", *(session.posargs or ["--jobs", "2", "--publish"]))
 
 
 @nox.session

@@ -12,7 +12,7 @@ from assay.gating.plugin import use_gates
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter, Candidate
 from assay.inputs.prompts import Prompts
-from assay.steps.catalogue import MeasureDistribution
+from assay.steps.catalogue import MeasureDistribution, RunLlamaCli, RunLlamaCppPython
 from test_bnb import base_is_usable, test_base_quant_load, test_lora_mount
 from test_data import samples_encode, test_data_parse, training_is_known
 from test_fidelity import EXACT, test_adapter_files
@@ -24,6 +24,8 @@ from test_gguf import (
     test_quantize_q4,
     test_toolchain_ready,
 )
+
+pytest_plugins = ["assay.gating.plugin"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -67,15 +69,15 @@ def distribution(
             return None
 
     q4, f16 = made("q4"), made("f16")
-    said = {runtime: made(runtime) for runtime in ("llama_cli", "llama_cpp_python")}
+    runtimes = {"llama_cli": RunLlamaCli.generated, "llama_cpp_python": RunLlamaCppPython.generated}
+    answered = {name: ran.facts(stage).answers for name, stage in runtimes.items() if (ran := made(name)) is not None}
     return MeasureDistribution(
         base=base,
         adapter=adapter,
         probes=_task(candidate, adapter, prompts) + _texts(probes),
         answers=[
-            {"runtime": runtime, **asked, "answer": artifact.facts["answers"][asked["name"]]["text"]}
-            for runtime, artifact in said.items()
-            if artifact is not None
+            {"runtime": runtime, **asked, "answer": answers[asked["name"]].text}
+            for runtime, answers in answered.items()
             for asked in _asked(prompts)
         ],
         max_tokens=1024,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from assay.gating.gate import gate
+from assay.gating.evidence import Evidence
+from assay.gating.gate import gate, require, require_none
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter
 from assay.inputs.prompts import Prompts
 from assay.inputs.toolchain import Toolchain, find_toolchain
 from assay.steps.catalogue import ConvertF16, Merge, QuantizeQ4, RunLlamaCli, RunLlamaCppPython, SelfTest
-from assay.steps.runner import Bench
 from assay.steps.store import Artifact
 from test_bnb import answers_are_text
 
@@ -17,7 +17,7 @@ F16_LARGEST = 65504.0
 
 
 @gate("toolchain_ready", per="run")
-def test_toolchain_ready(bench: Bench) -> Toolchain:
+def test_toolchain_ready(evidence: Evidence) -> Toolchain:
     """llama-quantize, llama-cli and llama-cpp-python quantize, load and compute, and are one commit.
 
     Why it matters: a binary that exists may still not run (missing library, another processor, another glibc), and
@@ -28,26 +28,29 @@ def test_toolchain_ready(bench: Bench) -> Toolchain:
     and libraries are of one build.
     """
     toolchain = find_toolchain()
-    facts = bench.make(SelfTest(toolchain=toolchain)).facts
-    assert facts["converter_present"], f"{toolchain.source}: convert_hf_to_gguf.py is missing"
-    assert "Q4_K" in facts["quantized_types"], (
-        f"the quantized self-test model has no Q4_K tensor: {facts['quantized_types']}"
-    )
-    for tool in ("llama_cli", "llama_cpp_python"):
-        answer = facts[f"{tool}_answer"]
-        assert answer == facts["expected_answer"], (
-            f"{tool} computes wrongly: the self-test model answered {answer!r}, expected {facts['expected_answer']!r}"
-        )
-    assert facts["same_libraries"], "llama-cpp-python loads other libraries than the ones beside llama-cli"
-    commit, wanted = facts["llama_cli_commit"], facts["expected_commit"]
-    for part in ("library", "converter"):
-        other = facts[f"{part}_commit"]
-        assert other is None or _same_commit(other, commit), (
-            f"version skew: llama-cli is {commit}, the {part} is {other}"
-        )
-    assert wanted is None or _same_commit(wanted, commit), f"version skew: llama-cli is {commit}, pinned is {wanted}"
-    seen, pinned = facts["llama_cpp_python_release"], facts["expected_release"]
-    assert seen == pinned, f"version skew: llama-cpp-python is {seen}, pinned is {pinned}"
+    done = evidence.make(SelfTest(toolchain=toolchain))
+    model, quantized = done.facts(SelfTest.written), done.facts(SelfTest.quantized).quantized_types
+    cli, binding = done.facts(SelfTest.llama_cli), done.facts(SelfTest.llama_cpp_python)
+    missing = f"{toolchain.source}: convert_hf_to_gguf.py is missing"
+    require(model.converter_present, "converter-missing", missing)
+    require("Q4_K" in quantized, "no-q4-k", f"the quantized self-test model has no Q4_K tensor: {quantized}")
+    answers = {"llama_cli": cli.llama_cli_answer, "llama_cpp_python": binding.llama_cpp_python_answer}
+    for tool, answer in answers.items():
+        text = f"{tool} computes wrongly: the self-test model answered {answer!r}, expected {model.expected_answer!r}"
+        require(answer == model.expected_answer, "computes-wrongly", text, tool=tool)
+    text = "llama-cpp-python loads other libraries than the ones beside llama-cli"
+    require(binding.same_libraries, "other-libraries", text)
+    seen = cli.llama_cli_commit
+    for part, commit in {"library": binding.library_commit, "converter": model.converter_commit}.items():
+        skew = f"llama-cli is {seen}, the {part} is {commit}"
+        same = commit is None or _same_commit(commit, seen)
+        require(same, "version-skew", f"version skew: {skew}", skew=skew)
+    skew = f"llama-cli is {seen}, pinned is {model.expected_commit}"
+    same = model.expected_commit is None or _same_commit(model.expected_commit, seen)
+    require(same, "version-skew", f"version skew: {skew}", skew=skew)
+    skew = f"llama-cpp-python is {binding.llama_cpp_python_release}, pinned is {binding.expected_release}"
+    same = binding.llama_cpp_python_release == binding.expected_release
+    require(same, "version-skew", f"version skew: {skew}", skew=skew)
     return toolchain
 
 
@@ -57,7 +60,7 @@ def _same_commit(one: str, other: str | None) -> bool:
 
 
 @gate("merge_ok", per="adapter")
-def test_merge(bench: Bench, base: Base, adapter: Adapter, sound_adapter: Adapter, gguf_dtype: str) -> Artifact:
+def test_merge(evidence: Evidence, base: Base, adapter: Adapter, sound_adapter: Adapter, gguf_dtype: str) -> Artifact:
     """The adapter is in the merged bf16 weights, and nothing else changed.
 
     Why it matters: exporters have saved the bare base, dropped a tensor, or left a value that only explodes two steps
@@ -66,27 +69,29 @@ def test_merge(bench: Bench, base: Base, adapter: Adapter, sound_adapter: Adapte
     When it fails: merge on an unquantized base. If targeted tensors did not change, bf16 swallowed a small adapter:
     deploy it unmerged. If a value is above 65504, convert to bf16 (`--gguf-dtype bf16`), or train with a lower rate.
     """
-    merged = bench.make(Merge(base=base, adapter=adapter))
-    facts = merged.stages["compare"]
-    missing, extra = facts["tensors_missing"], facts["tensors_extra"]
-    assert not missing, f"{len(missing)} tensors of the base are missing, {missing[0]} first"
-    assert not extra, f"{len(extra)} tensors are not in the base, {extra[0]} first"
-    assert facts["dtypes"] == ["BF16"], f"saved as {facts['dtypes']}, BF16 wanted"
-    bad = facts["tensors_not_finite"]
-    assert not bad, f"{len(bad)} tensors hold NaN or inf, {bad[0]} first"
-    unchanged, others, targeted = facts["targeted_unchanged"], facts["others_changed"], facts["tensors_targeted"]
-    assert not unchanged, f"{len(unchanged)} of {targeted} targeted tensors are still the base's, {unchanged[0]} first"
-    assert not others, f"{len(others)} tensors changed that the adapter does not touch, {others[0]} first"
-    largest, where = facts["largest_absolute_value"], facts["largest_absolute_value_in"]
-    assert largest <= F16_LARGEST or gguf_dtype != "f16", (
-        f"{where} holds {largest:.4g}, which is inf in F16 (65504 at most)"
-    )
+    merged = evidence.make(Merge(base=base, adapter=adapter), until=Merge.compared)
+    evidence.facts(merged, Merge.saved)
+    facts = merged.facts(Merge.compared)
+    require_none(facts.tensors_missing, "tensors-missing", "tensors of the base are missing")
+    require_none(facts.tensors_extra, "tensors-extra", "tensors are not in the base")
+    dtypes = ", ".join(facts.dtypes)
+    require(dtypes == "BF16", "dtype", f"saved as {dtypes}, expected BF16", dtypes=dtypes)
+    require_none(facts.tensors_not_finite, "tensors-not-finite", "tensors hold NaN or inf")
+    if facts.targeted_unchanged:
+        evidence.facts(merged, Merge.strength)  # how large the change is says why a tensor did not change
+    unchanged = f"of {facts.tensors_targeted} targeted tensors are still the base's"
+    require_none(facts.targeted_unchanged, "targets-unchanged", unchanged)
+    others = "tensors changed that the adapter does not touch"
+    require_none(facts.others_changed, "others-changed", others)
+    largest = facts.largest_absolute_value
+    text = f"{facts.largest_absolute_value_in} holds {largest:.4g}, which is inf in F16 (65504 at most)"
+    require(largest <= F16_LARGEST or gguf_dtype != "f16", "overflows-f16", text)
     return merged
 
 
 @gate("convert_f16_ok", per="adapter")
 def test_convert_f16(
-    bench: Bench, base: Base, adapter: Adapter, merged: Artifact, toolchain: Toolchain, gguf_dtype: str
+    evidence: Evidence, base: Base, adapter: Adapter, merged: Artifact, toolchain: Toolchain, gguf_dtype: str
 ) -> Artifact:
     """The F16 GGUF (or BF16) holds every tensor, the chat template and the end token of its source, and loads.
 
@@ -96,30 +101,37 @@ def test_convert_f16(
     When it fails: the step's log has the converter's own words. A missing template: put it into chat_template.jinja
     and keep tokenizer_config.json beside it.
     """
-    f16 = bench.make(ConvertF16(adapter=adapter, base=base, merged=merged, toolchain=toolchain, dtype=gguf_dtype))
-    facts = f16.facts
-    missing = facts["tensors_missing"]
-    assert not missing, f"{len(missing)} tensors of the checkpoint are not in the GGUF, {missing[0]} first"
+    step = ConvertF16(adapter=adapter, base=base, merged=merged, toolchain=toolchain, dtype=gguf_dtype)
+    f16 = evidence.make(step, until=ConvertF16.loaded)
+    evidence.facts(f16, ConvertF16.converted)
+    facts, loaded = evidence.facts(f16, ConvertF16.compared), f16.facts(ConvertF16.loaded)
+    missing = "tensors of the checkpoint are not in the GGUF"
+    require_none(facts.tensors_missing, "tensors-missing", missing)
     # Exact: where the converter fuses tensors (experts) names do not match, but their number of weights does.
-    seen, wanted = facts["parameters"] - facts["parameters_computed"], facts["source_parameters"]
-    assert seen == wanted, (
-        f"{seen:,} parameters in the GGUF, {wanted:,} in the checkpoint. Unmatched there: "
-        f"{facts['tensors_unmapped'][:3]}, here: {facts['tensors_extra'][:3]}"
+    seen, expected = facts.parameters - facts.parameters_computed, facts.source_parameters
+    text = (
+        f"{seen:,} parameters in the GGUF, {expected:,} in the checkpoint. Unmatched there: "
+        f"{facts.tensors_unmapped[:3]}, here: {facts.tensors_extra[:3]}"
     )
-    bad = facts["tensors_not_finite"]
-    assert not bad, f"{len(bad)} tensors hold NaN or inf, {bad[0]} first: a value overflowed F16. Use --gguf-dtype bf16"
-    wanted_type = f"MOSTLY_{gguf_dtype.upper()}"
-    assert facts["file_type"] == wanted_type, f"the file says {facts['file_type']}, {wanted_type} wanted"
-    assert facts["chat_template_present"], "no chat template in the GGUF: every runtime would make one up"
-    assert facts["chat_template_equal"], "the GGUF's chat template is not the one the model was trained with"
-    eos, source = facts["eos_token_id"], facts["source_eos_token_id"]
-    assert source in (None, eos), f"the GGUF ends at token {eos}, the tokenizer at {source}"
-    assert facts["logits_not_finite"] == 0, f"it loads, but {facts['logits_not_finite']} logits are NaN or inf"
+    require(seen == expected, "parameters-differ", text)
+    overflowed = "tensors hold NaN or inf: a value overflowed F16. Use --gguf-dtype bf16"
+    require_none(facts.tensors_not_finite, "tensors-not-finite", overflowed)
+    kind = f"MOSTLY_{gguf_dtype.upper()}"
+    require(facts.file_type == kind, "file-type", f"the file says {facts.file_type}, expected {kind}")
+    no_template = "no chat template in the GGUF: every runtime would make one up"
+    require(facts.chat_template_present, "no-chat-template", no_template)
+    other_template = "the GGUF's chat template is not the one that the model was trained with"
+    require(facts.chat_template_equal, "chat-template-differs", other_template)
+    eos, source = facts.eos_token_id, facts.source_eos_token_id
+    text = f"the GGUF ends at token {eos}, the tokenizer at {source}"
+    require(source in (None, eos), "end-token-differs", text, seen=str(eos), expected=str(source))
+    text = f"it loads, but {loaded.logits_not_finite} logits are NaN or inf"
+    require(loaded.logits_not_finite == 0, "logits-not-finite", text)
     return f16
 
 
 @gate("quantize_q4_ok", per="adapter")
-def test_quantize_q4(bench: Bench, base: Base, adapter: Adapter, f16: Artifact, toolchain: Toolchain) -> Artifact:
+def test_quantize_q4(evidence: Evidence, base: Base, adapter: Adapter, f16: Artifact, toolchain: Toolchain) -> Artifact:
     """The F16 model quantizes to Q4_K_M, and the file really is Q4_K_M as far as its shapes allow.
 
     Why it matters: a row that is no multiple of 256 falls back to a larger type with a warning and exit code 0, and
@@ -128,24 +140,29 @@ def test_quantize_q4(bench: Bench, base: Base, adapter: Adapter, f16: Artifact, 
     When it fails: `invalid data` means NaN or inf upstream; `iostream error` means disk, quota or folder. A fallback
     that no shape forces means a llama-quantize that does not know this architecture: use the pinned one.
     """
-    q4 = bench.make(QuantizeQ4(adapter=adapter, base=base, f16=f16, toolchain=toolchain))
-    facts = q4.facts
-    assert facts["file_type"] == "MOSTLY_Q4_K_M", f"the file says {facts['file_type']}, MOSTLY_Q4_K_M wanted"
-    lost = facts["tensors_missing"] + facts["tensors_extra"] + facts["tensors_with_another_shape"]
-    assert not lost, f"{len(lost)} tensors differ from the F16 file's in name or shape, {lost[0]} first"
-    unforced, share = facts["fallbacks_unforced"], facts["unforced_share_of_weights"]
-    # llama.cpp keeps a few small tensors of some architectures in larger types on purpose.
-    assert share <= 0.05, (
+    step = QuantizeQ4(adapter=adapter, base=base, f16=f16, toolchain=toolchain)
+    q4 = evidence.make(step, until=QuantizeQ4.inspected)
+    evidence.facts(q4, QuantizeQ4.quantized)
+    facts = q4.facts(QuantizeQ4.inspected)
+    text = f"the file says {facts.file_type}, expected MOSTLY_Q4_K_M"
+    require(facts.file_type == "MOSTLY_Q4_K_M", "file-type", text, kind=facts.file_type)
+    lost = facts.tensors_missing + facts.tensors_extra + facts.tensors_with_another_shape
+    require_none(lost, "tensors-differ", "tensors differ from the F16 file's in name or shape")
+    unforced, share = facts.fallbacks_unforced, facts.unforced_share_of_weights
+    text = (
         f"{len(unforced)} tensors with rows that are multiples of 256, {share:.0%} of such weights, are no K-quant: "
         f"{unforced[:3]}"
     )
-    assert facts["file_bytes"] < facts["source_bytes"], "the quantized file is not smaller than its source"
+    # llama.cpp keeps a few small tensors of some architectures in larger types on purpose.
+    require(share <= 0.05, "fallback-unforced", text)
+    text = "the quantized file is not smaller than its source"
+    require(facts.file_bytes < facts.source_bytes, "not-smaller", text)
     return q4
 
 
 @gate("llama_cli_smoke_ok", per="adapter")
 def test_llama_cli_smoke(
-    bench: Bench, adapter: Adapter, q4: Artifact, prompts: Prompts, max_new_tokens: int, toolchain: Toolchain
+    evidence: Evidence, adapter: Adapter, q4: Artifact, prompts: Prompts, max_new_tokens: int, toolchain: Toolchain
 ) -> Artifact:
     """llama-cli answers every prompt from the Q4_K_M file with text.
 
@@ -156,18 +173,20 @@ def test_llama_cli_smoke(
     cause; nonsense with a healthy bnb route means the prompt or the file, so look at convert_f16_ok's facts.
     """
     step = RunLlamaCli(adapter=adapter, q4=q4, prompts=prompts, max_new_tokens=max_new_tokens, toolchain=toolchain)
-    said = bench.make(step)
-    answers = said.facts["answers"]
+    done = evidence.make(step)
+    answers = done.facts(RunLlamaCli.generated).answers
     for name, answer in answers.items():
-        assert not answer["errors"], f"prompt {name!r}: llama-cli says {answer['errors'][0]!r} and exits with 0"
-        assert answer["answer_found"], f"prompt {name!r}: no answer in llama-cli's output"
+        error = answer.errors[0] if answer.errors else ""
+        text = f"prompt {name!r}: llama-cli prints {error!r} and exits with 0"
+        require(not error, "error-exit-0", text, error=error)
+        require(answer.answer_found, "no-answer", f"prompt {name!r}: no answer in llama-cli's output")
     answers_are_text(answers)
-    return said
+    return done
 
 
 @gate("llama_cpp_python_smoke_ok", per="adapter")
 def test_llama_cpp_python_smoke(
-    bench: Bench, adapter: Adapter, q4: Artifact, prompts: Prompts, max_new_tokens: int, toolchain: Toolchain
+    evidence: Evidence, adapter: Adapter, q4: Artifact, prompts: Prompts, max_new_tokens: int, toolchain: Toolchain
 ) -> Artifact:
     """llama-cpp-python answers every prompt from the Q4_K_M file with text, through the model's own chat template.
 
@@ -179,12 +198,12 @@ def test_llama_cpp_python_smoke(
     step = RunLlamaCppPython(
         adapter=adapter, q4=q4, prompts=prompts, max_new_tokens=max_new_tokens, toolchain=toolchain
     )
-    said = bench.make(step)
-    facts = said.facts
-    assert facts["chat_template_present"], f"no chat template in the file: {facts['chat_format']!r} is a fallback"
-    for name, answer in facts["answers"].items():
-        assert answer["prompt_is_the_templates"], (
-            f"prompt {name!r}: chat format {facts['chat_format']!r} renders another prompt than the model's template"
-        )
-    answers_are_text(facts["answers"])
-    return said
+    done = evidence.make(step)
+    loaded, answers = done.facts(RunLlamaCppPython.loaded), done.facts(RunLlamaCppPython.generated).answers
+    text = f"no chat template in the file: {loaded.chat_format!r} is a fallback"
+    require(loaded.chat_template_present, "no-chat-template", text)
+    for name, answer in answers.items():
+        text = f"prompt {name!r}: chat format {loaded.chat_format!r} renders another prompt than the model's template"
+        require(answer.prompt_is_the_templates, "prompt-differs", text, format=loaded.chat_format)
+    answers_are_text(answers)
+    return done

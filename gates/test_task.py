@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from assay.errors import Inconclusive
-from assay.gating.gate import gate
-from assay.gating.task import LIMIT, Form, Task, compare, failures, unsettled
+from assay.gating.evidence import Evidence
+from assay.gating.gate import gate, require
+from assay.gating.task import LIMIT, Form, Task, TaskComparison, compare
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter, Candidate, Training
+from assay.inputs.prompts import Prompts
 from assay.inputs.toolchain import Toolchain
+from assay.steps.answers import Generation
 from assay.steps.catalogue import AskTransformers, RunLlamaCppPython
-from assay.steps.runner import Bench
+from assay.steps.step import Stage, Step
 from assay.steps.store import Artifact
 
 
 @gate("nf4_task_ok", per="adapter")
 def test_nf4_task(
-    bench: Bench, candidate: Candidate, base: Base, adapter: Adapter, training: Training, mounted: Artifact
+    evidence: Evidence, candidate: Candidate, base: Base, adapter: Adapter, training: Training, mounted: Artifact
 ) -> None:
     """In 4 bits with the adapter mounted the task is done as well as in full precision, and as well as it must be.
 
@@ -28,16 +29,15 @@ def test_nf4_task(
     that full precision misses too is training's matter. Inconclusive: add evaluation samples, as many as it says.
     """
 
-    def nf4(prompts: Any) -> AskTransformers:
-        return AskTransformers(model=base, adapter=adapter, quantization="nf4", prompts=prompts, max_new_tokens=LIMIT)
-
-    task = task_of(bench, candidate, adapter, training)
-    keeps_the_task(compare(bench, task, in_full_precision(base, adapter), nf4), "in 4 bits with the adapter mounted")
+    nf4 = in_transformers(base, adapter, "nf4")
+    task = task_of(evidence, candidate, adapter, training)
+    compared = compare(evidence, task, in_transformers(base, adapter, "none"), nf4)
+    keeps_the_task(compared, "in 4 bits with the adapter mounted")
 
 
 @gate("q4_task_ok", per="adapter")
 def test_q4_task(
-    bench: Bench,
+    evidence: Evidence,
     candidate: Candidate,
     base: Base,
     adapter: Adapter,
@@ -54,36 +54,43 @@ def test_q4_task(
     precision misses too is training's matter. Inconclusive: add evaluation samples, as many as it says.
     """
 
-    def shipped(prompts: Any) -> RunLlamaCppPython:
-        return RunLlamaCppPython(adapter=adapter, q4=q4, prompts=prompts, toolchain=toolchain, max_new_tokens=LIMIT)
+    def shipped(prompts: Prompts) -> tuple[Step, Stage[Generation]]:
+        step = RunLlamaCppPython(adapter=adapter, q4=q4, prompts=prompts, toolchain=toolchain, max_new_tokens=LIMIT)
+        return step, RunLlamaCppPython.generated
 
-    task = task_of(bench, candidate, adapter, training)
-    keeps_the_task(compare(bench, task, in_full_precision(base, adapter), shipped), "as Q4_K_M in llama-cpp-python")
+    task = task_of(evidence, candidate, adapter, training)
+    compared = compare(evidence, task, in_transformers(base, adapter, "none"), shipped)
+    keeps_the_task(compared, "as Q4_K_M in llama-cpp-python")
 
 
-def task_of(bench: Bench, candidate: Candidate, adapter: Adapter, training: Training) -> Task:
+def task_of(evidence: Evidence, candidate: Candidate, adapter: Adapter, training: Training) -> Task:
     samples = candidate.evaluation_samples(adapter)
-    return Task(dataset=training.dataset, samples=samples, folder=bench.run / "questions" / adapter.name)
+    return Task(dataset=training.dataset, samples=samples, folder=evidence.runner.run / "questions" / adapter.name)
 
 
-def in_full_precision(base: Base, adapter: Adapter) -> Form:
-    """The reference."""
-    return lambda prompts: AskTransformers(
-        model=base, adapter=adapter, quantization="none", prompts=prompts, max_new_tokens=LIMIT
-    )
+def in_transformers(base: Base, adapter: Adapter, quantization: str) -> Form:
+    """The adapter on the base: the reference where `quantization` is `none`."""
+
+    def ask(prompts: Prompts) -> tuple[Step, Stage[Generation]]:
+        step = AskTransformers(
+            model=base, adapter=adapter, quantization=quantization, prompts=prompts, max_new_tokens=LIMIT
+        )
+        return step, AskTransformers.generated
+
+    return ask
 
 
-def keeps_the_task(facts: dict[str, Any], where: str) -> None:
-    failed, open_ = failures(facts), unsettled(facts)
-    lost, gained = facts["lost"], facts["gained"]
-    pairs = f"{len(lost)} answers got worse ({', '.join(lost[:3]) or 'none'}), {len(gained)} better"
-    assert not failed, f"{where}: {'; '.join(failed)}. Against full precision {pairs}"
-    if open_:
-        more = f"; and {len(open_) - 2} more" if len(open_) > 2 else ""
-        said = f"{where}: {'; '.join(open_[:2])}{more}"
-        if facts["asked"]:
-            raise Inconclusive(f"{said}. Against full precision {pairs}. Add evaluation samples.")
+def keeps_the_task(facts: TaskComparison, where: str) -> None:
+    failed, unsettled, lost = facts.failures, facts.unsettled, facts.lost
+    pairs = f"{len(lost)} answers got worse ({', '.join(lost[:3]) or 'none'}), {len(facts.gained)} better"
+    text = f"{where}: {'; '.join(failed)}. Against full precision {pairs}"
+    require(not failed, "claim-refuted", text)
+    if unsettled:
+        more = f"; and {len(unsettled) - 2} more" if len(unsettled) > 2 else ""
+        claims = f"{where}: {'; '.join(unsettled[:2])}{more}"
+        if facts.asked:
+            raise Inconclusive(f"{claims}. Against full precision {pairs}. Add evaluation samples.")
         raise Inconclusive(
-            f"{said}. Not asked, since flawless answers could not show it either: add evaluation samples. A clear "
+            f"{claims}. Not asked, since flawless answers could not show it either: add evaluation samples. A clear "
             "failure shows with fewer: `python -m train evaluate` asks these, and they are then judged here."
         )

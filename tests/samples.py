@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from assay import paths
-from assay.files import write_json
 from assay.inputs.bases import Base
-from assay.record.record import VERSION, Outcome, Status, append_outcome
+from assay.record.outcome import Outcome, Status
+from assay.record.run import CandidateRecord, Environment, Expected, Machine, RunRecord, Severity
+from assay.record.writing import append_outcome, write_record
 
 SMALL = {
     "vocab_size": 49152,
@@ -79,35 +80,32 @@ def write_run(
     folder: Path,
     gates: dict[str, tuple[str, Status | None]],
     *,
-    inconclusive: str = "hold",
+    inconclusive: Literal["hold", "warn"] = "hold",
     started_at: str = "2026-02-09T16:56:43+00:00",
     **outcome: Any,
 ) -> Path:
     """A run's folder with these gates: id to severity and status, None for no record at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    expected = [
-        {"gate": gate, "route": "bnb", "severity": severity, "candidate": "c", "adapter": None}
-        for gate, (severity, _) in gates.items()
-    ]
-    machine = {"processor": "cpu", "cores": 2, "memory_bytes": 1, "gpus": []}
-    write_json(
-        folder / "run.json",
-        {
-            "version": VERSION,
-            "name": folder.name,
-            "started_at": started_at,
-            "candidate": {
-                "name": "c",
-                "base": "b",
-                "revision": None,
-                "adapters": {"style": "./adapter"},
-                "digests": {"base": "0", "style": "0"},
-            },
-            "environment": {"assay": "0", "machine": machine, "packages": {}, "prompts": []},
-            "inconclusive_primary": inconclusive,
-            "expected": expected,
-        },
+    record = RunRecord(
+        name=folder.name,
+        id=f"{folder.name}#1",
+        started_at=started_at,
+        candidate=CandidateRecord(
+            name="c", base="b", revision=None, adapters={"style": "./adapter"}, digests={"base": "0", "style": "0"}
+        ),
+        environment=Environment(
+            assay="0",
+            machine=Machine(system="Linux", python="3", processor="cpu", cores=2, memory_bytes=1, gpus=()),
+            packages={},
+            prompts=(),
+        ),
+        inconclusive_primary=inconclusive,
+        expected=tuple(
+            Expected(gate=gate, route="bnb", severity=Severity(severity), candidate="c", adapter=None)
+            for gate, (severity, _) in gates.items()
+        ),
     )
+    write_record(folder, record)
     for gate, (_, status) in gates.items():
         if status is not None:
             append_outcome(folder, Outcome(gate=gate, adapter=None, status=status, **outcome))

@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from assay import paths
 from assay.errors import FREE_SPACE, AssayError, disk_is_full
 from assay.inputs.dataset import read_dataset
 
@@ -19,18 +20,19 @@ from train.recipe import read_recipe, recipe_names
 HERE = Path(__file__).parent
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], program: str = "python -m train") -> int:
+    """Train, evaluate or select; `program` is what the user typed to get here, for the usage line."""
     command = argv[0] if argv and argv[0] in ("evaluate", "select") else "train"
     try:
         if command == "evaluate":
             from train import evaluation
 
-            return evaluation.main(argv[1:])
+            return evaluation.main(argv[1:], program)
         if command == "select":
             from train import selection
 
-            return selection.main(argv[1:])
-        return _train(argv)
+            return selection.main(argv[1:], program)
+        return _train(argv, program)
     except (AssayError, OSError) as problem:
         print(f"{command}: {problem}{f' {FREE_SPACE}' if disk_is_full(problem) else ''}", file=sys.stderr)
         return 2
@@ -41,15 +43,15 @@ def main(argv: list[str]) -> int:
         return 2
 
 
-def _train(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+def _train(argv: list[str], program: str) -> int:
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"{', '.join(recipe_names())}, or a TOML file")
     parser.add_argument("--base", help="base model: a folder, a hub id, or smollm2-135m-instruct")
     parser.add_argument("--language", help="language of the samples: zh or en")
     parser.add_argument("--seed", help="seed of weights, order and dropout")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the recipe")
     parser.add_argument("--data", type=Path, default=HERE / "data", help="the dataset's folder")
-    parser.add_argument("--out", type=Path, default=HERE / "out", help="where the candidates go")
+    parser.add_argument("--out", type=Path, default=paths.TRAINED, help="where the candidates go")
     arguments = parser.parse_args(argv)
     named = {name: getattr(arguments, name) for name in ("base", "language", "seed")}
     changes = [*arguments.set, *(f"{name}={value}" for name, value in named.items() if value is not None)]

@@ -20,51 +20,56 @@ from assay.inputs.prompts import Prompts
 from assay.inputs.toolchain import find_toolchain
 from assay.measures.answers import Kind
 from assay.measures.metrics import Score, summarise_scores
+from assay.steps.answers import Answer, Generation
 from assay.steps.catalogue import AskTransformers, ConvertF16, Merge, QuantizeQ4, RunLlamaCppPython
-from assay.steps.runner import Bench
+from assay.steps.runner import Runner
 from assay.steps.store import Artifact, Store
 from rich.console import Console
 from rich.table import Table
 
 RESULT = "evaluation.json"
+Answers = tuple[Artifact, Generation]
+"""The step that asked a form, and the answers."""
 
 
-def ask_full(bench: Bench, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Artifact:
+def ask_full(runner: Runner, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Answers:
     """The adapter on the unquantized base: the reference for all other forms."""
-    return _ask(bench, candidate.base, adapter, prompts, limit)
+    return _ask(runner, candidate.base, adapter, prompts, limit)
 
 
-def ask_nf4(bench: Bench, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Artifact:
+def ask_nf4(runner: Runner, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Answers:
     """The adapter on the base in BitsAndBytes 4-bit."""
-    return _ask(bench, candidate.base, adapter, prompts, limit, quantization="nf4")
+    return _ask(runner, candidate.base, adapter, prompts, limit, quantization="nf4")
 
 
-def ask_merged(bench: Bench, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Artifact:
+def ask_merged(runner: Runner, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Answers:
     """The merged bf16 checkpoint."""
-    merged = bench.make(Merge(base=candidate.base, adapter=adapter))
-    return _ask(bench, Base(id="merged", revision=None, path=merged.file("checkpoint")), None, prompts, limit)
+    merged = runner.make(Merge(base=candidate.base, adapter=adapter))
+    return _ask(runner, Base(id="merged", revision=None, path=merged.file("checkpoint")), None, prompts, limit)
 
 
-def ask_q4_k_m(bench: Bench, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Artifact:
+def ask_q4_k_m(runner: Runner, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Answers:
     """The shipped Q4_K_M GGUF, in llama-cpp-python."""
     base, toolchain = candidate.base, find_toolchain()
-    merged = bench.make(Merge(base=base, adapter=adapter))
-    f16 = bench.make(ConvertF16(adapter=adapter, base=base, merged=merged, toolchain=toolchain))
-    q4 = bench.make(QuantizeQ4(adapter=adapter, base=base, f16=f16, toolchain=toolchain))
-    return bench.make(
-        RunLlamaCppPython(adapter=adapter, q4=q4, prompts=prompts, toolchain=toolchain, max_new_tokens=limit)
-    )
+    merged = runner.make(Merge(base=base, adapter=adapter))
+    f16 = runner.make(ConvertF16(adapter=adapter, base=base, merged=merged, toolchain=toolchain))
+    q4 = runner.make(QuantizeQ4(adapter=adapter, base=base, f16=f16, toolchain=toolchain))
+    step = RunLlamaCppPython(adapter=adapter, q4=q4, prompts=prompts, toolchain=toolchain, max_new_tokens=limit)
+    artifact = runner.make(step)
+    return artifact, artifact.facts(RunLlamaCppPython.generated)
 
 
 def _ask(
-    bench: Bench, model: Base, adapter: Adapter | None, prompts: Prompts, limit: int, quantization: str = "none"
-) -> Artifact:
-    return bench.make(
-        AskTransformers(model=model, adapter=adapter, quantization=quantization, prompts=prompts, max_new_tokens=limit)
+    runner: Runner, model: Base, adapter: Adapter | None, prompts: Prompts, limit: int, quantization: str = "none"
+) -> Answers:
+    step = AskTransformers(
+        model=model, adapter=adapter, quantization=quantization, prompts=prompts, max_new_tokens=limit
     )
+    artifact = runner.make(step)
+    return artifact, artifact.facts(AskTransformers.generated)
 
 
-FORMS: dict[str, Callable[[Bench, Candidate, Adapter, Prompts, int], Artifact]] = {
+FORMS: dict[str, Callable[[Runner, Candidate, Adapter, Prompts, int], Answers]] = {
     "full": ask_full,
     "nf4": ask_nf4,
     "merged": ask_merged,
@@ -103,7 +108,7 @@ def evaluate(
     folder.mkdir(exist_ok=True)
     # Failed steps are remembered per run, and each evaluation is a run of its own.
     shutil.rmtree(folder / "steps", ignore_errors=True)
-    bench = Bench(Store(paths.cache() / "store"), folder, f"evaluation of {candidate.name}", say=say)
+    runner = Runner(Store(paths.cache() / "store"), folder, f"evaluation of {candidate.name}", say=say)
     file = candidate.folder / RESULT
     digests = {name: known[name].digest for name in known}
     result = _earlier(file, digests) or {"version": 1, "candidate": candidate.name, "digests": digests, "forms": {}}
@@ -111,13 +116,14 @@ def evaluate(
         for name in adapters:
             samples = dataset.samples("eval", tasks_of[name], language)
             task = Task(dataset=dataset, samples=samples, folder=folder / f"{'-'.join(tasks_of[name])}.{language}")
-            answers: dict[str, dict[str, Any]] = {}
-            artifacts, scores = [], []
+            answers: dict[str, Answer] = {}
+            asked: list[Answers] = []
+            scores: list[Score] = []
             for block, prompts in task.blocks():
-                artifacts.append(FORMS[form](bench, candidate, known[name], prompts, limit))
-                answers |= artifacts[-1].facts["answers"]
+                asked.append(FORMS[form](runner, candidate, known[name], prompts, limit))
+                answers |= asked[-1][1].answers
                 scores += task.score(block, answers)
-            measured = _result(scores, answers, dataset, artifacts, language, limit)
+            measured = _result(scores, answers, dataset, asked, language, limit)
             measured["why_empty"] = why_empty(answers, candidate.record.get("results", {}).get(name))
             result["forms"].setdefault(form, {})[name] = measured
             write_json(file, result)
@@ -132,9 +138,9 @@ def _earlier(file: Path, digests: dict[str, str]) -> dict[str, Any] | None:
 
 def _result(
     scores: list[Score],
-    answers: dict[str, dict[str, Any]],
+    answers: dict[str, Answer],
     dataset: Dataset,
-    artifacts: list[Artifact],
+    asked: list[Answers],
     language: str,
     limit: int,
 ) -> dict[str, Any]:
@@ -142,21 +148,21 @@ def _result(
         "language": language,
         "max_new_tokens": limit,
         "summary": summarise_scores(scores, dataset),
-        "seconds": round(sum(artifact.seconds for artifact in artifacts), 1),
-        "peak_host_bytes": max(artifact.facts["peak_host_bytes"] for artifact in artifacts),
-        "peak_device_bytes": max(artifact.facts.get("peak_device_bytes") or 0 for artifact in artifacts) or None,
-        "samples": [asdict(one) | {"answer": answers[one.id]["text"]} for one in scores],
+        "seconds": round(sum(artifact.seconds for artifact, _ in asked), 1),
+        "peak_host_bytes": max(facts.peak_host_bytes for _, facts in asked),
+        "peak_device_bytes": max(facts.peak_device_bytes or 0 for _, facts in asked) or None,
+        "samples": [asdict(one) | {"answer": answers[one.id].text} for one in scores],
     }
 
 
-def why_empty(answers: dict[str, dict[str, Any]], trained: dict[str, Any] | None) -> str | None:
+def why_empty(answers: dict[str, Answer], trained: dict[str, Any] | None) -> str | None:
     """Why answers are empty, by the causes in docs/evidence/empty-adapter.md; None if no answer is empty.
 
     Args:
         answers: of one form, by sample.
         trained: the adapter's entry in `training.results`, if `python -m train` trained it.
     """
-    kinds = {name: Kind(answer["kind"]) for name, answer in answers.items()}
+    kinds = {name: answer.kind for name, answer in answers.items()}
     empty = [name for name, kind in kinds.items() if not kind.says_something]
     if not empty:
         return None
@@ -168,7 +174,7 @@ def why_empty(answers: dict[str, dict[str, Any]], trained: dict[str, Any] | None
             "Lower the learning rate."
         )
     if kinds[empty[0]] is Kind.EMPTY:
-        chance, forced = first.get("p_end_at_first_position"), first.get("text_when_forced")
+        chance, forced = first.p_end_at_first_position, first.text_when_forced
         known = f" (P(end) = {chance:.2f})" if chance is not None else ""
         behind = f" Without the end token the model answers {forced[:60]!r}." if forced else ""
         return (
@@ -212,9 +218,9 @@ def judgements(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main(argv: list[str]) -> int:
-    """The command `evaluate`."""
-    parser = argparse.ArgumentParser(prog="python -m train evaluate", description=__doc__)
+def main(argv: list[str], program: str) -> int:
+    """The command `PROGRAM evaluate`."""
+    parser = argparse.ArgumentParser(prog=f"{program} evaluate", description=__doc__)
     parser.add_argument("candidate", type=Path, help="candidate.json, or its folder")
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=["full"], help="default: full")
     parser.add_argument("--adapters", nargs="+", help="default: all")

@@ -14,7 +14,7 @@ from assay.workers.model import full_dtype, load_full, load_nf4
 from peft import LoraConfig, get_peft_model
 
 from train.gradients import check_4bit_gradients
-from train.recipe import Lora, Recipe
+from train.recipe import LoraSettings, Recipe
 
 
 def load_base(recipe: Recipe, path: Path) -> Any:
@@ -27,7 +27,7 @@ def load_base(recipe: Recipe, path: Path) -> Any:
     return model
 
 
-def with_lora(model: Any, lora: Lora) -> Any:
+def with_lora(model: Any, lora: LoraSettings) -> Any:
     """The base with a fresh adapter on it, whose B halves are zero."""
     blocks = model.config.num_hidden_layers
     settings = LoraConfig(

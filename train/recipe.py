@@ -3,62 +3,70 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal
 
 from assay.errors import InputError
-from assay.files import read_toml, refuse_unknown_keys
+from assay.files import read_toml
+from assay.inputs.candidate_file import AdapterName
+from assay.validation import FileModel, Text, refuse_unknown_names, validate
+from pydantic import Field
 
 RECIPES = Path(__file__).parent / "recipes"
 
+Count = Annotated[int, Field(gt=0)]
 
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    rank: int
-    alpha: int
+
+class LoraSettings(FileModel):
+    """`[lora]`: the size of every adapter, and the layers that get one."""
+
+    rank: Count
+    alpha: Count
     """The update is scaled by alpha / rank."""
-    dropout: float
-    targets: list[str]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Probability that an input of the adapter is zeroed in training."""
+    targets: Annotated[list[Text], Field(min_length=1)]
     """Names of the linear layers that get an adapter, as in `q_proj`."""
-    last_blocks: int
-    """How many of the last transformer blocks get one; 0 for all. Nothing is computed backwards below them."""
+    last_blocks: Annotated[int, Field(ge=0)]
+    """Number of transformer blocks, counted from the last, that get an adapter; 0 for all blocks. The backward pass
+    ends at the first of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(FileModel):
+    """A recipe's file, version 1."""
+
     name: str
-    base: str
-    language: str
-    """Which of the dataset's languages is trained on."""
-    epochs: int
-    learning_rate: float
-    """Peak, after a linear warm-up; it then falls linearly to zero."""
-    warmup_ratio: float
+    """The file's name without `.toml`, which the file does not say."""
+    base: Text
+    """A folder, a hub id or `smollm2-135m-instruct`."""
+    language: Text
+    """The dataset's language that is trained on."""
+    epochs: Count
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    """The peak: the rate rises linearly during warm-up, then falls linearly to zero."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)]
     """Share of all steps."""
-    batch_size: int
-    """Samples a step, over all processes."""
-    max_tokens: int
-    """A longer sample is refused, never cut: a cut answer teaches a model not to end."""
-    quantization: str
-    """`nf4` or `none`: what the frozen base is held in. nf4 is trained on CUDA only."""
+    batch_size: Count
+    """Samples per step, over all processes."""
+    max_tokens: Count
+    """Tokens per sample. A longer sample is refused, never cut: a cut answer teaches a model not to end."""
+    quantization: Literal["nf4", "none"]
+    """The format of the frozen base. nf4 is trained on CUDA only."""
     gradient_checkpointing: bool
     """Recompute activations in the backward pass: about a third slower, far less memory."""
-    seed: int
-    lora: Lora
-    adapters: dict[str, list[str]]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Below 2³² because NumPy takes no larger one."""
+    lora: LoraSettings
+    adapters: Annotated[dict[AdapterName, Annotated[list[Text], Field(min_length=1)]], Field(min_length=1)]
     """Adapter name to the tasks it is trained on."""
-    epochs_of: dict[str, int] = field(default_factory=dict)
-    """Adapters that are trained for another number of epochs than `epochs`."""
+    epochs_of: dict[str, Count] = Field(default_factory=dict)
+    """Adapter name to its number of epochs, where that differs from `epochs`."""
 
     def epochs_for(self, adapter: str) -> int:
         return self.epochs_of.get(adapter, self.epochs)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-_OPTIONAL = {one.name for one in fields(Recipe) if one.default_factory is not MISSING}
+        return self.model_dump()
 
 
 def recipe_names() -> list[str]:
@@ -73,66 +81,34 @@ def read_recipe(name: str, changes: list[str] | None = None) -> Recipe:
         changes: `key=value` each, as in `lora.rank=8`; the value is TOML, or else a string.
 
     Raises:
-        InputError: no such recipe, an unknown or missing key, or a value of the wrong type.
+        InputError: there is no such recipe, or the file with its changes is not as `Recipe` expects.
     """
     path = RECIPES / f"{name}.toml"
     if not path.exists():
         path = Path(name)
     if not path.exists():
         raise InputError(f"{name}: no such recipe. There are {', '.join(recipe_names())}; or name a TOML file.")
-    known = {one.name for one in fields(Recipe) if one.name != "name"}
-    data = read_toml(path, known)
+    data = read_toml(path)
     for change in changes or []:
         _apply(change, data)
-    for section, keys in (("", known), ("lora", {one.name for one in fields(Lora)})):
-        table = data.get(section, {}) if section else data
-        where = f"{path} [{section}]" if section else str(path)
-        refuse_unknown_keys(where, table, keys)
-        if lacking := sorted(keys - _OPTIONAL - set(table)):
-            raise InputError(f"{where}: the key {lacking[0]!r} is missing.")
-    recipe = Recipe(name=path.stem, **{**data, "lora": Lora(**data["lora"])})
-    _refuse_nonsense(path, recipe)
+    where = f"{path}{' with' if changes else ''}{''.join(f' --set {change}' for change in changes or [])}"
+    recipe = validate(Recipe, data, where, name=path.stem)
+    refuse_unknown_names(f"{where}, epochs_of", "adapter", recipe.epochs_of, recipe.adapters)
     return recipe
 
 
 def _apply(change: str, data: dict[str, Any]) -> None:
-    key, equals, text = change.partition("=")
-    if not equals:
-        raise InputError(f"--set {change!r}: KEY=VALUE expected, as in --set learning_rate=2e-4 or --set lora.rank=8.")
+    """Put `key=value` into the content of a recipe's file."""
+    key, _, text = change.partition("=")
+    *tables, last = (part.strip() for part in key.split("."))
+    if "=" not in change or not all([*tables, last]):
+        raise InputError(f"--set {change}: expected KEY=VALUE, as in --set learning_rate=2e-4 or --set lora.rank=8.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         value = text
-    *sections, last = key.strip().split(".")
-    table = data
-    for section in sections:
-        table = table.get(section, {})
-        if not isinstance(table, dict):
-            raise InputError(f"--set {change!r}: {section} is no table.")
-    if sections and last not in table:
-        refuse_unknown_keys(f"--set {change}", [last], table)
-    table[last] = value
-
-
-def _refuse_nonsense(path: Path, recipe: Recipe) -> None:
-    for of, prefix in ((recipe, ""), (recipe.lora, "lora.")):
-        for key, kind in get_type_hints(type(of)).items():
-            value: Any = getattr(of, key)
-            wanted = (int, float) if kind is float else kind if isinstance(kind, type) else (dict, list, Lora)
-            if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
-                name = kind.__name__ if isinstance(kind, type) else "table or list"
-                raise InputError(f"{path}: {prefix}{key} = {value!r}; {name} expected.")
-            if isinstance(value, int | float) and value < 0:
-                raise InputError(f"{path}: {prefix}{key} = {value!r}; a number above 0 expected.")
-    for key in ("epochs", "learning_rate", "batch_size", "max_tokens", "lora.rank", "lora.alpha"):
-        number: Any = getattr(recipe.lora if "." in key else recipe, key.rpartition(".")[2])
-        if number <= 0:
-            raise InputError(f"{path}: {key} = {number!r}; a number above 0 expected.")
-    if recipe.quantization not in ("nf4", "none"):
-        raise InputError(f"{path}: quantization = {recipe.quantization!r}; nf4 or none expected.")
-    refuse_unknown_keys(f"{path} [epochs_of]", recipe.epochs_of, recipe.adapters)
-    for adapter, epochs in recipe.epochs_of.items():
-        if type(epochs) is not int or epochs <= 0:
-            raise InputError(f"{path} [epochs_of]: {adapter} = {epochs!r}; a whole number above 0 expected.")
-    if not recipe.adapters:
-        raise InputError(f'{path} [adapters]: at least one line expected, as in style = ["style"].')
+    for table in tables:
+        data = data.setdefault(table, {})
+        if not isinstance(data, dict):
+            raise InputError(f"--set {change}: {table} is a value; expected a table, as lora in --set lora.rank=8.")
+    data[last] = value

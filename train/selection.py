@@ -227,9 +227,9 @@ def render(selection: Selection) -> Table:
     return table
 
 
-def main(argv: list[str]) -> int:
-    """The command `select`."""
-    parser = argparse.ArgumentParser(prog="python -m train select", description=__doc__)
+def main(argv: list[str], program: str) -> int:
+    """The command `PROGRAM select`."""
+    parser = argparse.ArgumentParser(prog=f"{program} select", description=__doc__)
     parser.add_argument("candidates", nargs="*", type=Path, help="folders of evaluated candidates")
     parser.add_argument("--figures", type=Path, help="totals from elsewhere: a TOML file as in train/figures/")
     parser.add_argument("--form", choices=list(FORMS), default="full", help="the deployed form to compare")

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from assay import paths
 from assay.errors import InputError
 from assay.files import digest_files, read_json, write_json
+from assay.gating.options import pytest_arguments
 from assay.inputs.bases import Base, find_base
 from assay.inputs.dataset import Dataset
 from assay.inputs.lora import CONFIG, WEIGHTS
@@ -151,11 +151,11 @@ def judge_data(part: Path) -> None:
     Raises:
         InputError: a gate does not pass; the text names the first one.
     """
-    from assay.record.record import read_run
+    from assay.record.reading import read_run
 
     run = part / "data-gates"
     shutil.rmtree(run, ignore_errors=True)
-    command = [sys.executable, "-m", "pytest", str(paths.GATES), "-q", "--no-header", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *pytest_arguments(), "-q", "--no-header", "-p", "no:cacheprovider"]
     # pytest runs in one process; `accelerate launch` marks the environment of this process as one of several.
     own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(

@@ -47,6 +47,10 @@ class StepFailed(AssayError):
         self.log = log
 
 
+class WorkerCrashed(StepFailed):
+    """The harness's own code raised in a worker. Nobody's model is at fault."""
+
+
 class Unavailable(AssayError):
     """This machine lacks the device, library or tool. Nobody's model is at fault."""
 

@@ -8,43 +8,92 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Iterable
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assay.errors import InputError
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; InputError names the file, line and column of what is off."""
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of what lies in a folder: a step that reads nothing else is made once for all that share the part."""
+
+    path: Path
+    digest: str
+    """Of the part alone."""
+
+
+def read_json(path: Path, *, versioned: bool = False) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        versioned: for a file that a user writes: it says `"version": 1`, which is taken out, and no object has a key
+            twice. In files of other tools the last value of a key counts.
+
+    Raises:
+        InputError: the file is missing or is no such object; the message names file, line and column.
+    """
+    text = _read_text(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found.", code="file-missing", file=path.name) from None
+        data = json.loads(text, object_pairs_hook=_without_duplicates if versioned else None)
     except json.JSONDecodeError as problem:
-        raise InputError(
-            f"{path}: not JSON, line {problem.lineno} column {problem.colno}: {problem.msg}.",
-            code="not-json",
-            file=path.name,
-        ) from None
-    except UnicodeDecodeError as problem:
-        raise InputError(f"{path}: not UTF-8 ({problem.reason} at byte {problem.start}).") from None
+        seen = f"line {problem.lineno} column {problem.colno}: {problem.msg}" if text.strip() else "the file is empty"
+        raise InputError(f"{path}: not JSON, {seen}.", code="not-json", file=path.name) from None
+    except (ValueError, RecursionError) as problem:
+        raise InputError(f"{path}: not valid JSON: {problem}.", code="not-json", file=path.name) from None
     if not isinstance(data, dict):
-        raise InputError(f"{path}: a JSON object expected, {type(data).__name__} found.")
+        kinds = {list: "a list", str: "a string", bool: str(data).lower(), type(None): "null"}
+        raise InputError(f"{path}: expected a JSON object, found {kinds.get(type(data), 'a number')}.")
+    return _take_version(path, data) if versioned else data
+
+
+def read_toml(path: Path, known: Iterable[str] | None = None) -> dict[str, Any]:
+    """Read a TOML file that says `version = 1`, which is taken out.
+
+    Args:
+        known: the keys at the top; None where a model checks the keys.
+
+    Raises:
+        InputError: the file is missing, not TOML, of another version, or has an unknown key.
+    """
+    try:
+        data = tomllib.loads(_read_text(path))
+    except (ValueError, RecursionError) as problem:
+        raise InputError(f"{path}: not valid TOML: {problem}.") from None
+    data = _take_version(path, data)
+    if known is not None:
+        refuse_unknown_keys(str(path), data, known)
     return data
 
 
-def read_toml(path: Path, known: set[str]) -> dict[str, Any]:
-    """A TOML file of version 1 whose top-level keys are among `known`; InputError names what is off."""
+def _read_text(path: Path) -> str:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: not found.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise InputError(f"{path}: not valid TOML: {problem}.") from None
-    refuse_unknown_keys(str(path), data, known | {"version"})
-    if data.pop("version", None) != 1:
-        raise InputError(f"{path}: `version = 1` expected at the top.")
+        raise InputError(f"{path}: not found.", code="file-missing", file=path.name) from None
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as problem:
+        raise InputError(f"{path}: cannot be read: {problem.strerror}.") from None
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{path}: not UTF-8 ({problem.reason} at byte {problem.start}).") from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
+    return dict(pairs)
+
+
+def _take_version(path: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """`data` without its version, which is 1. It is checked first: another version has other keys."""
+    if "version" not in data:
+        raise InputError(f"{path}: the key version is missing; expected version = 1 at the top.")
+    version = data.pop("version")
+    if type(version) is not int or version != 1:
+        raise InputError(
+            f"{path}: version = {json.dumps(version, default=str)}; expected version = 1, the only one known."
+        )
     return data
 
 
@@ -77,10 +126,7 @@ def digest_files(folder: Path, names: list[str]) -> str:
 
 
 def refuse_unknown_keys(where: str, seen: Iterable[str], known: Iterable[str]) -> None:
-    """Raise InputError for the first key of `seen` that is not in `known`, naming the nearest known one."""
-    known = sorted(known)
-    for key in seen:
-        if key not in known:
-            near = get_close_matches(key, known, n=1, cutoff=0.0)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{where}: unknown key {key!r}.{hint} Known keys: {', '.join(known) or 'none'}.")
+    """Raise InputError for the first key of `seen` that is not in `known`. For files that no model describes yet."""
+    from assay.validation import refuse_unknown_names
+
+    refuse_unknown_names(where, "key", seen, known)

@@ -1,4 +1,8 @@
-"""Where things live outside the package: the gates, the reports, the cache."""
+"""Where things live outside the package: the gates, the reports, the cache.
+
+In a checkout all of it is in the repository. A wheel carries a copy of the files that are needed from the repository,
+under the same paths, in `assay/_data`; what is made then goes to the current directory.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,18 @@ from pathlib import Path
 import platformdirs
 
 PACKAGE = Path(__file__).resolve().parent
-REPOSITORY = PACKAGE.parents[1]
+_PACKAGED = PACKAGE / "_data"
+REPOSITORY = _PACKAGED if _PACKAGED.is_dir() else PACKAGE.parents[1]
+"""The checkout, or else the wheel's copy of its files."""
 GATES = REPOSITORY / "gates"
-REPORTS = REPOSITORY / "reports"
 CONSTRAINTS = REPOSITORY / "constraints.txt"
 PIN = REPOSITORY / "tools" / "llama.cpp" / "pin.toml"
-QUICKSTART = REPOSITORY / "train" / "out" / "quickstart" / "candidate.json"
+
+_OUTPUT = Path.cwd() if REPOSITORY == _PACKAGED else REPOSITORY
+REPORTS = _OUTPUT / "reports"
+TRAINED = _OUTPUT / "train" / "out"
+"""Where `python -m train` puts its candidates."""
+QUICKSTART = TRAINED / "quickstart" / "candidate.json"
 
 
 def cache() -> Path:

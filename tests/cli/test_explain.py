@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 from assay import paths
-from assay.cli import explain as explain_command
+from assay.cli.explain import explain
 from assay.errors import InputError
-from assay.record.record import Finding, Outcome, Status, append_outcome, read_run
-from assay.record.rendering import terminal_lines, write_reports
+from assay.record.outcome import Diagnosis, Outcome, Status
+from assay.record.reading import read_run
+from assay.record.rendering import write_reports
+from assay.record.text import terminal_lines
+from assay.record.writing import append_outcome
 
 from tests.samples import write_run
 
-FOUND = Finding(
+FOUND = Diagnosis(
     id="overflow",
     cause="A value [bold]overflowed[/] <b>F16</b>.",
     fix="nox -s gates -- --gguf-dtype bf16",
@@ -44,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture[str], folder: Path, gate: str | None = None) -> str:
-    assert explain_command.run(folder, gate) == 0
+    explain(folder, gate)
     return capsys.readouterr().out
 
 
@@ -72,8 +75,8 @@ def test_what_is_blocked_is_told_by_culprit(folder: Path, capsys: pytest.Capture
 
 
 def test_a_gate_that_is_not_there_names_the_nearest(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"unknown key 'know_ok'\. Did you mean 'known_ok'"):
-        explain_command.run(folder, "know_ok")
+    with pytest.raises(InputError, match=r"unknown gate 'know_ok'\. Did you mean 'known_ok'\?"):
+        explain(folder, "know_ok")
 
 
 def test_the_record_keeps_causes_and_every_rendering_shows_them_first(folder: Path) -> None:
@@ -85,7 +88,7 @@ def test_the_record_keeps_causes_and_every_rendering_shows_them_first(folder: Pa
     assert html.index("odd_ok") < html.index("known_ok"), "what holds the release comes first"
     assert "&lt;b&gt;F16&lt;/b&gt;" in html
     assert "nox -s gates -- --gguf-dtype bf16" in html
-    assert "Blocked by it, and never tested: behind_ok" in html
+    assert "Not tested, because this gate blocks them: behind_ok" in html
     assert "The cause is not known" in html
     assert "nox -s gates" in (folder / "summary.md").read_text()
     assert any(line.strip().startswith("fix:") for line in terminal_lines(read_run(folder)))

@@ -101,8 +101,9 @@ def test_peft_counts_the_same(base: Base) -> None:
 @pytest.mark.parametrize("of", ["embedded", "qwen3"])
 def test_q4_k_m_is_as_large_as_the_quantizer_makes_it(of: str, base: Base, tmp_path: Path) -> None:
     from assay.inputs.toolchain import find_toolchain
+    from assay.steps.gguf import F16, Q4
     from assay.workers import Work
-    from assay.workers.gguf import F16, Q4, convert, quantize
+    from assay.workers.gguf import convert, quantize
     from gguf import GGUFReader
 
     model = find_base(EMBEDDED) if of == "embedded" else base

@@ -1,603 +1,351 @@
-"""Each gate, as the pure function of facts that it is: healthy facts pass, and every way of being broken fails it."""
+"""Every gate on canned facts: healthy facts pass, a broken fact fails with its code, and the cause follows the code."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-import test_bnb
-import test_data
-import test_fidelity
 import test_gguf
-import test_parity
-from assay.errors import Inconclusive, Unavailable
-from assay.gating.gate import gate_of
+from assay.errors import Inconclusive
+from assay.gating.causes import FILE, read_causes
+from assay.gating.evidence import Evidence
+from assay.gating.gate import GateFailed
 from assay.inputs.bases import Base
-from assay.inputs.candidate import Adapter, Candidate, Training
-from assay.inputs.dataset import read_dataset
-from assay.inputs.prompts import Prompts
-from assay.inputs.toolchain import Toolchain
-from assay.measures.encoding import FLAWS
-from assay.paths import REPOSITORY
-from assay.steps.catalogue import EncodeDataset, MeasureDistribution, ReadDataset
-from assay.steps.runner import Bench
-from assay.steps.step import Step
-from assay.steps.store import Artifact
-
-ANSWERS = {
-    "p": {
-        "text": "C = εA/d",
-        "kind": "ok",
-        "errors": [],
-        "answer_found": True,
-        "prompt_is_the_templates": True,
-        "p_end_at_first_position": 0.5,
-    }
-}
-STRENGTH = {
-    "strength": 0.99,
-    "strength_standard_error": 0.001,
-    "strength_of_random_adapter": 0.001,
-    "strength_furthest_layers": ["w 0.90"],
-    "adapter_relative_size": 0.02,
-}
-DISTANCE = {
-    "kl_mean": 1e-4,
-    "kl_mean_interval": [9e-5, 2e-4],
-    "kl_max": 0.01,
-    "scored_tokens": 4000,
-    "sequences": 20,
-    "perplexity_ratio": 1.1,
-    "perplexity_ratio_interval": [1.0, 1.2],
-    "kl_on_task": 0.1,
-    "kl_of_base_on_task": 2.0,
-    "share_lost": 0.05,
-    "share_lost_interval": [0.04, 0.06],
-    "task_sequences": 17,
-}
-RUNTIME = {"answer_tokens": 200, "tokens_not_greedy": 1, "nats_from_greedy": 1e-4}
-HEALTHY: dict[str, dict[str, dict[str, Any]]] = {
-    "dataset.read": {
-        "read": {
-            "samples": 152,
-            "lines_not_parsed": [],
-            "lines_with_wrong_fields": [],
-            "lines_off_template": [],
-            "counts": {"en": {"style": {"added": 24}}},
-            "counts_expected": {"style": {"added": 24}},
-            "without_counterpart": [],
-            "duplicates": [],
-            "closest_pair_of_train_and_eval": {"similarity": 0.2, "train": "t", "eval": "e", "language": "en"},
-            "references_not_scoring_full": [],
-        }
-    },
-    "dataset.encode": {
-        "encode": {
-            "longest_sample": "style-01",
-            "longest_sample_tokens": 230,
-            "end_tokens_when_served": [2],
-            "not_encodable": [],
-            **{name: [] for name in FLAWS},
-        }
-    },
-    "bnb.load": {
-        "load": {
-            "layers_wrongly_left": [],
-            "layers_expected_in_4bit": 210,
-            "matrices_left_in_16_bit": [],
-            "matrices_left_bytes": 0,
-            "quantization_types": ["nf4"],
-            "double_quantization": True,
-            "compute_dtypes": ["bfloat16"],
-            "weight_bytes": 100,
-            "weight_bytes_predicted": 99,
-        },
-        "forward": {"logits": 10, "logits_not_finite": 0},
-    },
-    "adapter.inspect": {
-        "inspect": {
-            "peft_type": "LORA",
-            "adapted_modules": 2,
-            "saved_modules": [],
-            "tensors": 4,
-            "tensors_not_finite": [],
-            "modules_with_one_half": [],
-            "modules_that_misfit": [],
-            "modules_not_in_base": [],
-            "modules_without_effect": [],
-            "unknown_tensors": [],
-            "modules_of_another_rank": [],
-            "modules_in_file_but_not_targeted": [],
-            "modules_targeted_but_not_in_file": [],
-            "modules_where_dora_disagrees": [],
-            "modules_to_save_not_in_file": [],
-            "base_model_name_or_path": "mirror/tiny",
-        }
-    },
-    "bnb.mount": {
-        "load": {},
-        "mount": {
-            "tensors_in_file": 4,
-            "tensors_not_consumed": [],
-            "tensors_missing_in_file": [],
-            "tensors_changed_on_the_way": [],
-            "logits_not_finite": 0,
-            "largest_logit_change": 1.5,
-            "largest_logit_change_by_zero_adapter": 0.0,
-            "cosine_of_base_before_and_after_mounting": 1.0,
-            **STRENGTH,
-        },
-        "generate": {"answers": ANSWERS},
-    },
-    "self_test.run": {
-        "all": {
-            "converter_present": True,
-            "converter_commit": "0c1e57098",
-            "quantized_types": {"Q4_K": 3},
-            "expected_answer": "aaaa",
-            "llama_cli_answer": "aaaa",
-            "llama_cpp_python_answer": "aaaa",
-            "same_libraries": True,
-            "llama_cli_commit": "0c1e570",
-            "library_commit": "0c1e570",
-            "expected_commit": "0c1e570",
-            "llama_cpp_python_release": "0.3.36",
-            "expected_release": "0.3.36",
-        }
-    },
-    "merge.fold": {
-        "compare": {
-            "tensors_missing": [],
-            "tensors_extra": [],
-            "dtypes": ["BF16"],
-            "tensors_not_finite": [],
-            "targeted_unchanged": [],
-            "others_changed": [],
-            "tensors_targeted": 2,
-            "largest_absolute_value": 9.0,
-            "largest_absolute_value_in": "w",
-            "defects": [],
-            "recipe": "rounded once",
-            **STRENGTH,
-        }
-    },
-    "gguf.convert": {
-        "compare": {
-            "header_sha256": "0",
-            "architecture": "llama",
-            "layout_is_modelled": True,
-            "tensors_with_other_values": [],
-            "metadata_that_differs": [],
-            **STRENGTH,
-            "tensors_missing": [],
-            "tensors_extra": [],
-            "tensors_unmapped": [],
-            "parameters": 1000,
-            "parameters_computed": 0,
-            "source_parameters": 1000,
-            "tensors_not_finite": [],
-            "file_type": "MOSTLY_F16",
-            "chat_template_present": True,
-            "chat_template_equal": True,
-            "eos_token_id": 2,
-            "source_eos_token_id": 2,
-            "logits_not_finite": 0,
-        }
-    },
-    "gguf.quantize": {
-        "inspect": {
-            "tensors_beyond_noise": [],
-            **STRENGTH,
-            "file_type": "MOSTLY_Q4_K_M",
-            "tensors_missing": [],
-            "tensors_extra": [],
-            "tensors_with_another_shape": [],
-            "fallbacks_unforced": [],
-            "unforced_share_of_weights": 0.0,
-            "fallbacks_forced_by_shape": ["blk.0 Q5_0 (row of 576)"],
-            "file_bytes": 10,
-            "source_bytes": 30,
-        }
-    },
-    "parity.prompts": {
-        "tokens": {"strings": 20, "strings_tokenized_differently": []},
-        "prompts": {
-            "dialogs": 9,
-            "dialogs_refused_by_template": [],
-            "prompts_rendered_differently": [],
-            "prompts_tokenized_differently": [],
-            "start_tokens_at_most": 1,
-        },
-    },
-    "distribution.measure": {
-        "reference": {},
-        **dict.fromkeys(("merged", "nf4", "f16", "q4"), DISTANCE),
-        "runtimes": {"runtimes": {"llama_cli": RUNTIME, "llama_cpp_python": RUNTIME}},
-        "waterfall": {"loss_enters_at": "q4"},
-    },
-    "smoke.llama_cli": {"generate": {"answers": ANSWERS}},
-    "smoke.llama_cpp_python": {
-        "load": {"chat_template_present": True, "chat_format": "chat_template.default"},
-        "generate": {"answers": ANSWERS},
-    },
-}
-
-BASE = Base(id="mirror/tiny", revision=None, path=Path("base"))
-ADAPTER = Adapter(name="style", source="adapter")
-ARTIFACT = Artifact(path=Path("a"), digest="0", step="s", stages={}, run="r", seconds=0.0, peak_rss_bytes=0)
-DATA = REPOSITORY / "train" / "data"
-TRAINING = Training(dataset=read_dataset(DATA), language="en", tasks=["style"], max_tokens=512)
-RECORD = {
-    "dataset": {"path": str(DATA), "digest": TRAINING.dataset.digest},
-    "recipe": {"adapters": {"style": ["style"]}, "language": "en", "max_tokens": 512},
-}
-TOOLCHAIN = Toolchain(path=Path("toolchain"))
-
-DISTRIBUTION = MeasureDistribution(
-    base=BASE,
-    adapter=ADAPTER,
-    probes=[],
-    answers=[],
-    max_tokens=9,
-    scored_tokens=9,
-    clearly_exact=1e-4,
-    nf4=True,
-    merged=None,
-    f16=None,
-    q4=None,
-    toolchain=None,
+from assay.inputs.candidate import Adapter
+from assay.paths import GATES
+from assay.record.outcome import Outcome, Status
+from assay.steps.catalogue import (
+    ComparePrompts,
+    ConvertF16,
+    EncodeDataset,
+    InspectAdapter,
+    LoadNf4,
+    MeasureDistribution,
+    Merge,
+    MountNf4,
+    QuantizeQ4,
+    ReadDataset,
+    RunLlamaCli,
+    RunLlamaCppPython,
+    SelfTest,
 )
+from assay.steps.step import Stage
 
+from tests.gates.healthy import FORM, GATES_BY_ID, HEALTHY, RECORD, RUNTIME, TOOLCHAIN, judge, with_facts
 
-class CannedBench:
-    """Has every artifact already, with the facts given."""
-
-    def __init__(self, facts: dict[str, dict[str, dict[str, Any]]]) -> None:
-        self.canned = facts
-
-    def look(self, artifact: Artifact, stage: str, *names: str) -> dict[str, Any]:
-        return artifact.stages[stage]
-
-    def make(self, step: Step, stage: str | None = None) -> Artifact:
-        return Artifact(**{**vars(ARTIFACT), "stages": self.canned[step.worker]})
+CAUSES = read_causes(GATES / FILE, list(GATES_BY_ID))
 
 
 @pytest.fixture(autouse=True)
 def inputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Inputs that exist by name only: a canned bench does not look at them."""
+    """Inputs that exist by name only: canned facts do not look at them."""
     monkeypatch.setattr(test_gguf, "find_toolchain", lambda: TOOLCHAIN)
     monkeypatch.setattr(TOOLCHAIN.__class__, "_facts", {"bin": ".", "source": "."})
     monkeypatch.setattr(Adapter, "path", tmp_path)
     monkeypatch.setattr(Adapter, "digest", "digest")
+    monkeypatch.setattr(Base, "headers", tmp_path)
 
 
-def judge(gate: Callable[..., Any], facts: dict[str, dict[str, dict[str, Any]]], gguf_dtype: str = "f16") -> None:
-    candidate = Candidate(
-        name="c", base_spec="mirror/tiny", revision=None, adapters=(ADAPTER,), folder=Path(), record=RECORD
-    )
-    candidate.__dict__["_base"] = BASE
-    given = {
-        "bench": cast(Bench, CannedBench(facts)),
-        "candidate": candidate,
-        "base": BASE,
-        "training": TRAINING,
-        "data_read": CannedBench(facts).make(ReadDataset(dataset=TRAINING.dataset)),
-        "encoded": CannedBench(facts).make(
-            EncodeDataset(dataset=TRAINING.dataset, base=BASE, language="en", tasks=["style"])
-        ),
-        "adapter": ADAPTER,
-        "sound_adapter": ADAPTER,
-        "base_nf4": ARTIFACT,
-        "distribution": DISTRIBUTION,
-        "prompts": Prompts(path=Path("prompts")),
-        "max_new_tokens": 64,
-        "gguf_dtype": gguf_dtype,
-        "toolchain": TOOLCHAIN,
-    }
-    made = CannedBench(facts).canned
-    for name, worker in {
-        "mounted": "bnb.mount",
-        "merged": "merge.fold",
-        "f16": "gguf.convert",
-        "q4": "gguf.quantize",
-        "llama_cli": "smoke.llama_cli",
-        "llama_cpp_python": "smoke.llama_cpp_python",
-    }.items():
-        given[name] = Artifact(**{**vars(ARTIFACT), "stages": made[worker]})
-    wanted = gate.__code__.co_varnames[: gate.__code__.co_argcount]
-    gate(**{name: given[name] for name in wanted})
+@pytest.mark.parametrize("gate", [id for id, gate in GATES_BY_ID.items() if gate.route != "task"])
+def test_healthy_facts_pass(gate: str) -> None:
+    judge(gate)
 
 
-def broken(worker: str, fact: str, value: object) -> dict[str, dict[str, dict[str, Any]]]:
-    facts: dict[str, dict[str, dict[str, Any]]] = json.loads(json.dumps(HEALTHY))
-    worker, _, only = worker.partition(" ")
-    stages = {only: facts[worker][only]} if only else facts[worker]
-    home = next((stage for stage in stages.values() if fact in stage), None)
-    if home is None:
-        home = next(stage for stage in stages.values() if "answers" in stage)["answers"]["p"]
-    assert fact in home, fact
-    home[fact] = value
-    return facts
+def answered(stage: Stage[Any], **changed: Any) -> dict[str, Any]:
+    """The healthy answers of a stage, with some fields of the only answer changed."""
+    answers = HEALTHY[stage].model_dump()["answers"]
+    return {"answers": {"p": {**answers["p"], **changed}}}
 
 
-ALL = [
-    function
-    for module in (test_data, test_fidelity, test_bnb, test_gguf, test_parity)
-    for function in vars(module).values()
-    if gate_of(function) is not None
+def distance(**changed: Any) -> dict[str, Any]:
+    assert FORM.distance is not None
+    return {"distance": {**FORM.distance.model_dump(), **changed}}
+
+
+STRENGTHS: list[tuple[str, Stage[Any]]] = [
+    ("merged_strength_ok", Merge.strength),
+    ("f16_strength_ok", ConvertF16.strength),
+    ("q4_strength_ok", QuantizeQ4.strength),
+    ("nf4_strength_ok", MountNf4.strength),
 ]
-
-
-@pytest.mark.parametrize("gate", ALL, ids=lambda gate: gate.__name__)
-def test_healthy_facts_pass(gate: Callable[..., Any]) -> None:
-    judge(gate, HEALTHY)
-
-
-CASES: list[tuple[Callable[..., Any], str, str, object, str]] = [
-    (test_data.test_data_parse, "dataset.read", "lines_not_parsed", ["a line 3"], "1 lines do not parse. a line 3"),
-    (test_data.test_data_parse, "dataset.read", "samples", 0, "no samples in it"),
-    (test_data.test_data_fields, "dataset.read", "lines_with_wrong_fields", ["x"], "not as the schema says. x"),
-    (test_data.test_data_template, "dataset.read", "lines_off_template", ["x"], "miss their template. x"),
-    (test_data.test_data_counts, "dataset.read", "counts", {"en": {"style": {"added": 23}}}, "style in en"),
-    (test_data.test_data_counts, "dataset.read", "without_counterpart", ["x"], "not there in every language, x"),
-    (test_data.test_data_unique, "dataset.read", "duplicates", ["x repeats y"], "x repeats y"),
-    (test_data.test_data_no_leak, "dataset.read", "closest_pair_of_train_and_eval", None, "cannot be compared"),
+CHATTY = {"dialog": "two turns", "runtime": "llama.cpp", "transformers": "a", "other": "b"}
+BROKEN: list[tuple[str, Stage[Any], dict[str, Any], str]] = [
+    ("data_parse_ok", ReadDataset.read, {"lines_not_parsed": ["line 3"]}, "line-not-parsed"),
+    ("data_parse_ok", ReadDataset.read, {"samples": 0}, "no-samples"),
+    ("data_fields_ok", ReadDataset.read, {"lines_with_wrong_fields": ["x"]}, "wrong-fields"),
+    ("data_template_ok", ReadDataset.read, {"lines_off_template": ["x"]}, "off-template"),
+    ("data_counts_ok", ReadDataset.read, {"counts": {"en": {"style": {"added": 23}}}}, "samples-lost"),
+    ("data_counts_ok", ReadDataset.read, {"without_counterpart": ["x"]}, "samples-lost"),
+    ("data_unique_ok", ReadDataset.read, {"duplicates": ["x repeats y"]}, "duplicate"),
+    ("data_no_leak_ok", ReadDataset.read, {"closest_pair_of_train_and_eval": None}, "no-samples"),
     (
-        test_data.test_data_no_leak,
-        "dataset.read",
-        "closest_pair_of_train_and_eval",
-        {"similarity": 0.5, "train": "t", "eval": "e", "language": "en"},
-        "is nearly e: similarity 0.50",
+        "data_no_leak_ok",
+        ReadDataset.read,
+        {"closest_pair_of_train_and_eval": {"similarity": 0.5, "train": "t", "eval": "e", "language": "en"}},
+        "leak",
     ),
-    (test_data.test_data_references, "dataset.read", "references_not_scoring_full", ["x: format"], "x: format"),
-    (test_data.test_data_length, "dataset.encode", "longest_sample_tokens", 513, "has 513 tokens, max_tokens is 512"),
-    (test_data.test_data_labels, "dataset.encode", "not_encodable", ["x: no"], "cannot be encoded. x: no"),
-    (test_data.test_data_labels, "dataset.encode", FLAWS[0], ["x"], "something other than their answer, x"),
-    (test_data.test_data_labels, "dataset.encode", FLAWS[1], ["x"], "do not end with a token"),
-    (test_data.test_data_labels, "dataset.encode", FLAWS[2], ["x"], "empty answers"),
-    (test_data.test_data_prompt, "dataset.encode", FLAWS[3], ["x"], "otherwise in training than when served"),
-    (test_bnb.test_base_quant_load, "bnb.load", "layers_wrongly_left", ["l.0"], "1 of 210 linear layers are not 4-bit"),
-    (test_bnb.test_base_quant_load, "bnb.load", "layers_expected_in_4bit", 0, "not 4-bit at all"),
-    (test_bnb.test_base_quant_load, "bnb.load", "matrices_left_bytes", 90, "0 matrices are not 4-bit"),
-    (test_bnb.test_base_quant_load, "bnb.load", "quantization_types", ["fp4"], "nf4 wanted"),
-    (test_bnb.test_base_quant_load, "bnb.load", "double_quantization", False, "lack double quantization"),
-    (test_bnb.test_base_quant_load, "bnb.load", "compute_dtypes", ["float32"], "bfloat16 wanted"),
-    (test_bnb.test_base_quant_load, "bnb.load", "weight_bytes", 102, "the shapes predict 99"),
-    (test_bnb.test_base_quant_load, "bnb.load", "logits_not_finite", 1, "NaN or inf"),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "peft_type", "IA3", "Assay judges LoRA"),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "adapted_modules", 0, "no lora_A"),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "tensors_not_finite", ["x"], "hold NaN or inf"),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_with_one_half", ["x"], "only one of"),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_that_misfit", ["x: 3×4"], "made for another base"),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_not_in_base", ["x"], "are not in mirror/tiny"),
-    (
-        test_fidelity.test_adapter_files,
-        "adapter.inspect",
-        "modules_without_effect",
-        ["x", "y"],
-        "all zero in 2 of 2 modules",
-    ),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "unknown_tensors", ["x"], "no part of a LoRA"),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_of_another_rank", ["x: rank 4"], "x: rank 4"),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_in_file_but_not_targeted", ["x"], "leaves out 1"),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_targeted_but_not_in_file", ["x"], "asks for 1"),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_where_dora_disagrees", ["x"], "use_dora"),
-    (test_fidelity.test_adapter_files, "adapter.inspect", "modules_to_save_not_in_file", ["lm_head"], "lm_head"),
-    (
-        test_fidelity.test_merge_exact,
-        "merge.fold",
-        "defects",
-        ["scaled: x: 2"],
-        "1 defects in the merged .* scaled: x: 2",
-    ),
-    (test_fidelity.test_merge_exact, "merge.fold", "recipe", None, "no way of rounding"),
+    ("data_references_ok", ReadDataset.read, {"references_not_scoring_full": ["x"]}, "reference-unscorable"),
+    ("data_length_ok", EncodeDataset.encoded, {"longest_sample_tokens": 513}, "too-long"),
+    ("data_labels_ok", EncodeDataset.encoded, {"not_encodable": ["x: no"]}, "not-encodable"),
+    ("data_labels_ok", EncodeDataset.encoded, {"trained_on_more_or_less_than_the_answer": ["x"]}, "labels-off-answer"),
+    ("data_labels_ok", EncodeDataset.encoded, {"without_end_token": ["x"]}, "no-end-token"),
+    ("data_labels_ok", EncodeDataset.encoded, {"end_token_first": ["x"]}, "end-token-first"),
+    ("data_prompt_ok", EncodeDataset.encoded, {"asked_otherwise_when_served": ["x"]}, "prompt-differs"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"peft_type": "IA3"}, "no-lora"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"adapted_modules": 0}, "keys-foreign"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"tensors_not_finite": ["x"]}, "tensors-not-finite"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"modules_with_one_half": ["x"]}, "half-missing"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"modules_that_misfit": ["x: 3×4"]}, "misfits"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"modules_not_in_base": ["x"]}, "keys-renamed"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"modules_without_effect": ["x", "y"]}, "untrained"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"unknown_tensors": ["x"]}, "keys-foreign"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"modules_of_another_rank": ["x"]}, "rank-differs"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"modules_in_file_but_not_targeted": ["x"]}, "config-narrower"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"modules_targeted_but_not_in_file": ["x"]}, "incomplete"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"modules_where_dora_disagrees": ["x"]}, "dora-disagrees"),
+    ("adapter_files_ok", InspectAdapter.inspected, {"modules_to_save_not_in_file": ["x"]}, "saved-module-missing"),
+    ("base_quant_load_ok", LoadNf4.loaded, {"layers_wrongly_left": ["l.0"]}, "layers-not-4bit"),
+    ("base_quant_load_ok", LoadNf4.loaded, {"layers_expected_in_4bit": 0}, "no-linear-layers"),
+    ("base_quant_load_ok", LoadNf4.loaded, {"matrices_left_bytes": 90}, "matrices-not-4bit"),
+    ("base_quant_load_ok", LoadNf4.loaded, {"quantization_types": ["fp4"]}, "not-nf4"),
+    ("base_quant_load_ok", LoadNf4.loaded, {"double_quantization": False}, "no-double-quantization"),
+    ("base_quant_load_ok", LoadNf4.loaded, {"compute_dtypes": ["float32"]}, "compute-dtype"),
+    ("base_quant_load_ok", LoadNf4.loaded, {"weight_bytes": 102}, "more-bytes-than-predicted"),
+    ("base_quant_load_ok", LoadNf4.forward, {"logits_not_finite": 1}, "logits-not-finite"),
+    ("<adapter>_lora_mount_ok", MountNf4.mounted, {"tensors_not_consumed": ["x"]}, "tensors-dropped"),
+    ("<adapter>_lora_mount_ok", MountNf4.mounted, {"tensors_missing_in_file": ["x"]}, "tensors-missing"),
+    ("<adapter>_lora_mount_ok", MountNf4.mounted, {"tensors_changed_on_the_way": ["x"]}, "tensors-changed"),
+    ("<adapter>_lora_mount_ok", MountNf4.mounted, {"logits_not_finite": 3}, "logits-not-finite"),
+    ("<adapter>_lora_mount_ok", MountNf4.mounted, {"largest_logit_change": 0.0}, "no-effect"),
+    ("<adapter>_lora_mount_ok", MountNf4.mounted, {"largest_logit_change": None}, "no-effect"),
+    ("<adapter>_lora_mount_ok", MountNf4.mounted, {"largest_logit_change_by_zero_adapter": 0.1}, "zero-adapter-moves"),
+    ("<adapter>_lora_mount_ok", MountNf4.mounted, {"cosine_of_base_before_and_after_mounting": 0.9}, "base-changed"),
+    ("<adapter>_lora_mount_ok", MountNf4.mounted, {"cosine_of_base_before_and_after_mounting": None}, "base-changed"),
     *[
-        (gate, worker, fact, value, said)
-        for gate, worker in (
-            (test_fidelity.test_merged_strength, "merge.fold"),
-            (test_fidelity.test_f16_strength, "gguf.convert"),
-            (test_fidelity.test_q4_strength, "gguf.quantize"),
-            (test_fidelity.test_nf4_strength, "bnb.mount"),
+        (gate, stage, answered(stage, kind=kind), f"answer-{kind}")
+        for gate, stage in (
+            ("<adapter>_generate_non_empty", MountNf4.generated),
+            ("llama_cli_smoke_ok", RunLlamaCli.generated),
+            ("llama_cpp_python_smoke_ok", RunLlamaCppPython.generated),
         )
-        for fact, value, said in (
-            ("strength", 0.0, "at strength 0.000"),
-            ("strength", 2.0, "at strength 2.000"),
-            ("strength", -1.0, "at strength -1.000"),
-            ("strength", 0.5, "at strength 0.500"),
-            ("strength_of_random_adapter", 0.2, "the control failed"),
-        )
-    ],
-    (test_fidelity.test_merged_distribution, "distribution.measure merged", "kl_mean", 0.002, "mean KL 0.002"),
-    (test_fidelity.test_f16_distribution, "distribution.measure f16", "kl_mean", 0.2, "mean KL 0.2"),
-    *[
-        (gate, f"distribution.measure {form}", fact, value, said)
-        for form, gates in {
-            "nf4": (test_fidelity.test_nf4_distribution, test_fidelity.test_nf4_survives),
-            "q4": (test_fidelity.test_q4_distribution, test_fidelity.test_q4_survives),
-        }.items()
-        for gate, fact, value, said in (
-            (gates[0], "perplexity_ratio_interval", [2.1, 3.0], "below 2.0 wanted"),
-            (gates[1], "share_lost_interval", [0.6, 1.4], "The fine-tune is lost"),
-            (gates[1], "share_lost", None, "training moved the base by nothing"),
-        )
-    ],
-    (test_parity.test_gguf_parity, "gguf.convert", "metadata_that_differs", ["rope.freq_base"], "rope.freq_base"),
-    (test_parity.test_gguf_parity, "gguf.convert", "tensors_with_other_values", ["x"], "other values"),
-    (test_parity.test_token_parity, "parity.prompts", "strings_tokenized_differently", ["'é'"], "1 of 20 strings"),
-    (test_parity.test_prompt_parity, "parity.prompts", "prompts_rendered_differently", ["x"], "rendered otherwise"),
-    (test_parity.test_prompt_parity, "parity.prompts", "prompts_tokenized_differently", ["x"], "other tokens"),
-    (test_parity.test_prompt_parity, "parity.prompts", "dialogs", 0, "the template refuses every dialog"),
-    (test_parity.test_prompt_parity, "parity.prompts", "start_tokens_at_most", 2, "begins with 2 start tokens"),
-    (
-        test_parity.test_runtime_parity,
-        "distribution.measure",
-        "runtimes",
-        {"llama_cpp_python": RUNTIME, "llama_cli": RUNTIME | {"tokens_not_greedy": 90, "nats_from_greedy": 0.4}},
-        "llama_cli: 90 of 200 tokens are not the file's first choice, which is 0.4 nats a token likelier",
-    ),
-    (test_parity.test_q4_parity, "gguf.quantize", "tensors_beyond_noise", ["x Q4_K by 90%"], "x Q4_K by 90%"),
-    (test_bnb.test_lora_mount, "bnb.mount", "tensors_not_consumed", ["x"], "dropped in silence"),
-    (test_bnb.test_lora_mount, "bnb.mount", "tensors_missing_in_file", ["x"], "not in the file"),
-    (test_bnb.test_lora_mount, "bnb.mount", "tensors_changed_on_the_way", ["x"], "other values"),
-    (test_bnb.test_lora_mount, "bnb.mount", "logits_not_finite", 3, "NaN or inf with the adapter"),
-    (test_bnb.test_lora_mount, "bnb.mount", "largest_logit_change", 0.0, "changes no logit"),
-    (test_bnb.test_lora_mount, "bnb.mount", "largest_logit_change", None, "changes no logit"),
-    (test_bnb.test_lora_mount, "bnb.mount", "largest_logit_change_by_zero_adapter", 0.1, "zero adapter moves"),
-    (test_bnb.test_lora_mount, "bnb.mount", "cosine_of_base_before_and_after_mounting", 0.9, "is not the base"),
-    (test_bnb.test_lora_mount, "bnb.mount", "cosine_of_base_before_and_after_mounting", None, "cannot be compared"),
-    *[
-        (test_bnb.test_generate_non_empty, "bnb.mount", "kind", kind, f"the answer is {kind}")
         for kind in ("empty", "special-only", "white-space", "degenerate")
     ],
-    (test_bnb.test_generate_non_empty, "bnb.mount", "answers", {}, "no prompt was answered"),
-    (test_gguf.test_toolchain_ready, "self_test.run", "converter_present", False, "is missing"),
-    (test_gguf.test_toolchain_ready, "self_test.run", "quantized_types", {"F16": 9}, "no Q4_K tensor"),
-    (test_gguf.test_toolchain_ready, "self_test.run", "llama_cli_answer", "", "llama_cli computes wrongly"),
+    ("<adapter>_generate_non_empty", MountNf4.generated, {"answers": {}}, "not-answered"),
+    ("toolchain_ready", SelfTest.written, {"converter_present": False}, "converter-missing"),
+    ("toolchain_ready", SelfTest.quantized, {"quantized_types": {"F16": 9}}, "no-q4-k"),
+    ("toolchain_ready", SelfTest.llama_cli, {"llama_cli_answer": ""}, "computes-wrongly"),
+    ("toolchain_ready", SelfTest.llama_cpp_python, {"llama_cpp_python_answer": "b"}, "computes-wrongly"),
+    ("toolchain_ready", SelfTest.llama_cpp_python, {"same_libraries": False}, "other-libraries"),
+    ("toolchain_ready", SelfTest.llama_cpp_python, {"library_commit": "abc"}, "version-skew"),
+    ("toolchain_ready", SelfTest.written, {"converter_commit": "abc"}, "version-skew"),
+    ("toolchain_ready", SelfTest.written, {"expected_commit": "abc"}, "version-skew"),
+    ("toolchain_ready", SelfTest.llama_cpp_python, {"llama_cpp_python_release": "0.3.1"}, "version-skew"),
+    ("merge_ok", Merge.compared, {"tensors_missing": ["x"]}, "tensors-missing"),
+    ("merge_ok", Merge.compared, {"tensors_extra": ["x"]}, "tensors-extra"),
+    ("merge_ok", Merge.compared, {"dtypes": ["F16"]}, "dtype"),
+    ("merge_ok", Merge.compared, {"tensors_not_finite": ["x"]}, "tensors-not-finite"),
+    ("merge_ok", Merge.compared, {"targeted_unchanged": ["x"]}, "targets-unchanged"),
+    ("merge_ok", Merge.compared, {"others_changed": ["x"]}, "others-changed"),
+    ("merge_ok", Merge.compared, {"largest_absolute_value": 7e4}, "overflows-f16"),
     (
-        test_gguf.test_toolchain_ready,
-        "self_test.run",
-        "llama_cpp_python_answer",
-        "b",
-        "llama_cpp_python computes wrongly",
+        "merge_exact_ok",
+        Merge.replayed,
+        {"defects": [{"kind": "another adapter", "where": "w", "detail": "d"}]},
+        "merge-another-adapter",
     ),
-    (test_gguf.test_toolchain_ready, "self_test.run", "same_libraries", False, "other libraries"),
-    (test_gguf.test_toolchain_ready, "self_test.run", "library_commit", "abc", "version skew"),
-    (test_gguf.test_toolchain_ready, "self_test.run", "converter_commit", "abc", "version skew"),
-    (test_gguf.test_toolchain_ready, "self_test.run", "expected_commit", "abc", "version skew"),
-    (test_gguf.test_toolchain_ready, "self_test.run", "llama_cpp_python_release", "0.3.1", "version skew"),
-    (test_gguf.test_merge, "merge.fold", "tensors_missing", ["x"], "are missing"),
-    (test_gguf.test_merge, "merge.fold", "tensors_extra", ["x"], "not in the base"),
-    (test_gguf.test_merge, "merge.fold", "dtypes", ["F16"], "BF16 wanted"),
-    (test_gguf.test_merge, "merge.fold", "tensors_not_finite", ["x"], "NaN or inf"),
-    (test_gguf.test_merge, "merge.fold", "targeted_unchanged", ["x"], "still the base's"),
-    (test_gguf.test_merge, "merge.fold", "others_changed", ["x"], "does not touch"),
-    (test_gguf.test_merge, "merge.fold", "largest_absolute_value", 7e4, "inf in F16"),
-    (test_gguf.test_convert_f16, "gguf.convert", "tensors_missing", ["x"], "not in the GGUF"),
-    (test_gguf.test_convert_f16, "gguf.convert", "parameters", 999, "999 parameters in the GGUF, 1,000 in the"),
-    (test_gguf.test_convert_f16, "gguf.convert", "parameters_computed", 1, "999 parameters in the GGUF"),
-    (test_gguf.test_convert_f16, "gguf.convert", "tensors_not_finite", ["x"], "overflowed F16"),
-    (test_gguf.test_convert_f16, "gguf.convert", "file_type", "ALL_F32", "MOSTLY_F16 wanted"),
-    (test_gguf.test_convert_f16, "gguf.convert", "chat_template_present", False, "no chat template"),
-    (test_gguf.test_convert_f16, "gguf.convert", "chat_template_equal", False, "not the one"),
-    (test_gguf.test_convert_f16, "gguf.convert", "eos_token_id", 0, "ends at token 0"),
-    (test_gguf.test_convert_f16, "gguf.convert", "logits_not_finite", 1, "NaN or inf"),
-    (test_gguf.test_quantize_q4, "gguf.quantize", "file_type", "MOSTLY_Q4_0", "MOSTLY_Q4_K_M wanted"),
-    (test_gguf.test_quantize_q4, "gguf.quantize", "tensors_missing", ["x"], "in name or shape"),
-    (test_gguf.test_quantize_q4, "gguf.quantize", "tensors_extra", ["x"], "in name or shape"),
-    (test_gguf.test_quantize_q4, "gguf.quantize", "tensors_with_another_shape", ["x"], "in name or shape"),
-    (test_gguf.test_quantize_q4, "gguf.quantize", "unforced_share_of_weights", 0.06, "multiples of 256"),
-    (test_gguf.test_quantize_q4, "gguf.quantize", "file_bytes", 30, "not smaller"),
+    ("merge_exact_ok", Merge.replayed, {"recipe": None}, "procedure-unknown"),
+    *[
+        (gate, stage, {"strength": g}, f"adapter-{kind}")
+        for gate, stage in STRENGTHS
+        for g, kind in ((0.0, "absent"), (2.0, "scaled"), (-1.0, "flipped"), (0.5, "scaled"))
+    ],
+    *[(gate, stage, {"strength_of_random_adapter": 0.2}, "control-failed") for gate, stage in STRENGTHS],
+    ("convert_f16_ok", ConvertF16.compared, {"tensors_missing": ["x"]}, "tensors-missing"),
+    ("convert_f16_ok", ConvertF16.compared, {"parameters": 999}, "parameters-differ"),
+    ("convert_f16_ok", ConvertF16.compared, {"parameters_computed": 1}, "parameters-differ"),
+    ("convert_f16_ok", ConvertF16.compared, {"tensors_not_finite": ["x"]}, "tensors-not-finite"),
+    ("convert_f16_ok", ConvertF16.compared, {"file_type": "ALL_F32"}, "file-type"),
+    ("convert_f16_ok", ConvertF16.compared, {"chat_template_present": False}, "no-chat-template"),
+    ("convert_f16_ok", ConvertF16.compared, {"chat_template_equal": False}, "chat-template-differs"),
+    ("convert_f16_ok", ConvertF16.compared, {"eos_token_id": 0}, "end-token-differs"),
+    ("convert_f16_ok", ConvertF16.loaded, {"logits_not_finite": 1}, "logits-not-finite"),
+    ("quantize_q4_ok", QuantizeQ4.inspected, {"file_type": "MOSTLY_Q4_0"}, "file-type"),
+    ("quantize_q4_ok", QuantizeQ4.inspected, {"tensors_missing": ["x"]}, "tensors-differ"),
+    ("quantize_q4_ok", QuantizeQ4.inspected, {"tensors_extra": ["x"]}, "tensors-differ"),
+    ("quantize_q4_ok", QuantizeQ4.inspected, {"tensors_with_another_shape": ["x"]}, "tensors-differ"),
+    ("quantize_q4_ok", QuantizeQ4.inspected, {"unforced_share_of_weights": 0.06}, "fallback-unforced"),
+    ("quantize_q4_ok", QuantizeQ4.inspected, {"file_bytes": 30}, "not-smaller"),
+    ("llama_cli_smoke_ok", RunLlamaCli.generated, answered(RunLlamaCli.generated, errors=["Error: x"]), "error-exit-0"),
+    ("llama_cli_smoke_ok", RunLlamaCli.generated, answered(RunLlamaCli.generated, answer_found=False), "no-answer"),
+    ("llama_cli_smoke_ok", RunLlamaCli.generated, {"answers": {}}, "not-answered"),
+    ("llama_cpp_python_smoke_ok", RunLlamaCppPython.loaded, {"chat_template_present": False}, "no-chat-template"),
     (
-        test_gguf.test_llama_cli_smoke,
-        "smoke.llama_cli",
-        "errors",
-        ["Error: request (631 tokens) exceeds"],
-        "exits with 0",
+        "llama_cpp_python_smoke_ok",
+        RunLlamaCppPython.generated,
+        answered(RunLlamaCppPython.generated, prompt_is_the_templates=False),
+        "prompt-differs",
     ),
-    (test_gguf.test_llama_cli_smoke, "smoke.llama_cli", "answer_found", False, "no answer in"),
-    (test_gguf.test_llama_cli_smoke, "smoke.llama_cli", "kind", "degenerate", "the answer is degenerate"),
-    (test_gguf.test_llama_cli_smoke, "smoke.llama_cli", "answers", {}, "no prompt was answered"),
-    (test_gguf.test_llama_cpp_python_smoke, "smoke.llama_cpp_python", "chat_template_present", False, "is a fallback"),
+    ("gguf_parity_ok", ConvertF16.parity, {"metadata_that_differs": ["rope.freq_base"]}, "metadata-differs"),
+    ("gguf_parity_ok", ConvertF16.parity, {"tensors_with_other_values": ["x"]}, "values-differ"),
+    ("token_parity_ok", ComparePrompts.tokens, {"strings_tokenized_differently": ["'é'"]}, "tokens-differ"),
+    ("prompt_parity_ok", ComparePrompts.prompts, {"prompts_rendered_differently": [CHATTY]}, "prompts-differ"),
+    ("prompt_parity_ok", ComparePrompts.prompts, {"prompts_tokenized_differently": ["x"]}, "tokens-differ"),
+    ("prompt_parity_ok", ComparePrompts.prompts, {"dialogs": 0}, "template-refuses"),
+    ("prompt_parity_ok", ComparePrompts.prompts, {"start_tokens_at_most": 2}, "two-start-tokens"),
+    ("q4_parity_ok", QuantizeQ4.noise, {"tensors_beyond_noise": ["x Q4_K by 90%"]}, "beyond-noise"),
     (
-        test_gguf.test_llama_cpp_python_smoke,
-        "smoke.llama_cpp_python",
-        "prompt_is_the_templates",
-        False,
-        "another prompt",
+        "runtime_parity_ok",
+        MeasureDistribution.of_runtimes,
+        {
+            "runtimes": {
+                "llama_cpp_python": RUNTIME.model_dump(),
+                "llama_cli": {**RUNTIME.model_dump(), "tokens_not_greedy": 90, "nats_from_greedy": 0.4},
+            }
+        },
+        "not-greedy",
     ),
-    (test_gguf.test_llama_cpp_python_smoke, "smoke.llama_cpp_python", "kind", "empty", "the answer is empty"),
+    ("merged_distribution_ok", MeasureDistribution.of_merged, distance(kl_mean=0.002), "not-exact"),
+    ("f16_distribution_ok", MeasureDistribution.of_f16, distance(kl_mean=0.2), "not-exact"),
+    *[
+        (f"{form}_{what}_ok", stage, changed, code)
+        for form, stage in {"nf4": MeasureDistribution.of_nf4, "q4": MeasureDistribution.of_q4}.items()
+        for what, changed, code in (
+            ("distribution", distance(perplexity_ratio_interval=[2.1, 3.0]), "another-model"),
+            ("survives", {"share_lost_interval": [0.6, 1.4]}, "fine-tune-lost"),
+            ("survives", {"share_lost": None}, "nothing-trained"),
+        )
+    ],
 ]
+ASKED = {
+    "nf4_task_ok": "task gates compare answers and read no facts of their own: tests/gating/test_task.py",
+    "q4_task_ok": "the same",
+}
+
+
+def fails(gate: str, stage: Stage[Any], changed: dict[str, Any]) -> GateFailed:
+    with pytest.raises(GateFailed) as raised:
+        judge(gate, with_facts(stage, **changed))
+    return raised.value
 
 
 @pytest.mark.parametrize(
-    ("gate", "worker", "fact", "value", "said"),
-    CASES,
-    ids=[f"{case[0].__name__}-{case[2]}-{case[3]}" for case in CASES],
+    ("gate", "stage", "changed", "code"), BROKEN, ids=[f"{one[0]}-{one[3]}-{at}" for at, one in enumerate(BROKEN)]
 )
-def test_a_broken_fact_fails_its_gate(
-    gate: Callable[..., Any], worker: str, fact: str, value: object, said: str
+def test_a_broken_fact_fails_its_gate_with_its_code(
+    gate: str, stage: Stage[Any], changed: dict[str, Any], code: str
 ) -> None:
-    with pytest.raises(AssertionError, match=said.replace("(", r"\(")):
-        judge(gate, broken(worker, fact, value))
+    assert fails(gate, stage, changed).code == code
 
 
 def test_every_gate_has_a_broken_fact() -> None:
-    assert {gate_of(case[0]) for case in CASES} == {gate_of(function) for function in ALL}
+    assert {one[0] for one in BROKEN} | set(ASKED) == set(GATES_BY_ID)
 
 
-def test_what_is_inf_in_f16_may_be_converted_to_bf16_and_then_has_to_be() -> None:
-    judge(test_gguf.test_merge, broken("merge.fold", "largest_absolute_value", 7e4), "bf16")
-    judge(test_gguf.test_convert_f16, broken("gguf.convert", "file_type", "MOSTLY_BF16"), "bf16")
-    with pytest.raises(AssertionError, match="MOSTLY_BF16 wanted"):
-        judge(test_gguf.test_convert_f16, HEALTHY, "bf16")
-
-
-def test_thoughts_alone_fail_if_the_model_ended_there_and_cannot_be_judged_if_it_was_cut_off() -> None:
-    facts = broken("bnb.mount", "kind", "think-only")
-    with pytest.raises(Inconclusive, match="--max-new-tokens 1024"):
-        judge(test_bnb.test_generate_non_empty, facts)
-    facts["bnb.mount"]["generate"]["answers"]["p"]["ended_by"] = "end token"
-    with pytest.raises(AssertionError, match="the answer is think-only"):
-        judge(test_bnb.test_generate_non_empty, facts)
+def named(gate: str, problem: GateFailed, evidence: Evidence, sentence: str) -> list[str]:
+    outcome = Outcome(
+        gate=gate,
+        adapter="style",
+        status=Status.FAILED,
+        reason=sentence,
+        code=problem.code,
+        details=problem.details,
+        facts=evidence.to_json(),
+    )
+    return [finding.id for finding in CAUSES.fitting(Path(), gate, outcome)]
 
 
 @pytest.mark.parametrize(
-    ("gate", "worker", "fact", "value", "said"),
+    ("gate", "stage", "changed", "code"), BROKEN, ids=[f"{one[0]}-{one[3]}-{at}" for at, one in enumerate(BROKEN)]
+)
+def test_no_cause_depends_on_a_sentence(
+    gate: str, stage: Stage[Any], changed: dict[str, Any], code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sentence of every gate may be replaced by `x`, and the same causes are named."""
+    looked: list[Evidence] = []
+    note = Evidence.note
+
+    def keep(self: Evidence, id: str, facts: Any) -> Any:
+        looked.append(self)
+        return note(self, id, facts)
+
+    monkeypatch.setattr(Evidence, "note", keep)
+    problem = fails(gate, stage, changed)
+    evidence = looked[-1] if looked else Evidence(None)  # type: ignore[arg-type]
+    assert named(gate, problem, evidence, str(problem)) == named(gate, problem, evidence, "x")
+
+
+def test_what_is_inf_in_f16_may_be_converted_to_bf16_and_then_has_to_be() -> None:
+    judge("merge_ok", with_facts(Merge.compared, largest_absolute_value=7e4), gguf_dtype="bf16")
+    judge("convert_f16_ok", with_facts(ConvertF16.compared, file_type="MOSTLY_BF16"), gguf_dtype="bf16")
+    with pytest.raises(GateFailed, match="expected MOSTLY_BF16"):
+        judge("convert_f16_ok", gguf_dtype="bf16")
+
+
+def test_thoughts_alone_fail_if_the_model_ended_there_and_cannot_be_judged_if_it_was_cut_off() -> None:
+    cut = answered(MountNf4.generated, kind="think-only")
+    with pytest.raises(Inconclusive, match="--max-new-tokens 1024"):
+        judge("<adapter>_generate_non_empty", with_facts(MountNf4.generated, **cut))
+    ended = answered(MountNf4.generated, kind="think-only", ended_by="end token")
+    assert fails("<adapter>_generate_non_empty", MountNf4.generated, ended).code == "answer-think-only"
+
+
+@pytest.mark.parametrize(
+    ("gate", "stage", "changed", "sentence"),
     [
-        (test_fidelity.test_q4_survives, "distribution.measure q4", "share_lost_interval", [0.4, 0.6], "17 answers"),
-        (
-            test_fidelity.test_q4_distribution,
-            "distribution.measure q4",
-            "perplexity_ratio_interval",
-            [1.5, 2.5],
-            "20 seq",
-        ),
-        (test_fidelity.test_q4_strength, "gguf.quantize", "adapter_relative_size", 0.0, "no plain LoRA"),
-        (test_parity.test_gguf_parity, "gguf.convert", "layout_is_modelled", False, "is not known here"),
-        (test_parity.test_runtime_parity, "distribution.measure", "runtimes", {}, "every answer holds thoughts"),
+        ("q4_survives_ok", MeasureDistribution.of_q4, {"share_lost_interval": [0.4, 0.6]}, "17 answers"),
+        ("q4_distribution_ok", MeasureDistribution.of_q4, distance(perplexity_ratio_interval=[1.5, 2.5]), "20 seq"),
+        ("q4_strength_ok", QuantizeQ4.strength, {"adapter_relative_size": 0.0}, "no plain LoRA"),
+        ("q4_strength_ok", QuantizeQ4.strength, {"measured": False}, "is not known here"),
+        ("gguf_parity_ok", ConvertF16.parity, {"layout_is_modelled": False}, "is not known here"),
+        ("runtime_parity_ok", MeasureDistribution.of_runtimes, {"runtimes": {}}, "contains a <think> block"),
     ],
 )
-def test_what_so_few_samples_cannot_show_is_inconclusive(
-    gate: Callable[..., Any], worker: str, fact: str, value: object, said: str
+def test_what_cannot_be_decided_is_inconclusive(
+    gate: str, stage: Stage[Any], changed: dict[str, Any], sentence: str
 ) -> None:
-    with pytest.raises(Inconclusive, match=said):
-        judge(gate, broken(worker, fact, value))
+    with pytest.raises(Inconclusive, match=sentence):
+        judge(gate, with_facts(stage, **changed))
 
 
-def test_an_adapter_trained_on_another_name_is_inconclusive() -> None:
-    facts = broken("adapter.inspect", "base_model_name_or_path", "unsloth/other-8b")
+@pytest.mark.parametrize("gate", list(ASKED))
+def test_too_few_samples_for_a_task_are_inconclusive_and_empty_answers_fail(gate: str, tmp_path: Path) -> None:
+    with pytest.raises((Inconclusive, GateFailed)) as raised:
+        judge(gate, run=tmp_path) if gate == "nf4_task_ok" else judge(
+            gate, with_facts(RunLlamaCppPython.generated, answers=_empty_answers()), run=tmp_path
+        )
+    assert isinstance(raised.value, Inconclusive if gate == "nf4_task_ok" else GateFailed)
+
+
+def _empty_answers() -> dict[str, Any]:
+    from tests.gates.healthy import TRAINING
+
+    samples = TRAINING.dataset.samples("eval", ["style"], "en")
+    return {one.id: {"text": "", "kind": "empty", "prompt_is_the_templates": True} for one in samples}
+
+
+def test_an_adapter_trained_on_another_name_is_inconclusive_until_the_user_confirms_it() -> None:
+    facts = with_facts(InspectAdapter.inspected, base_model_name_or_path="unsloth/other-8b")
     with pytest.raises(Inconclusive, match="--trained-on 'unsloth/other-8b'"):
-        judge(test_fidelity.test_adapter_files, facts)
-
-
-def test_the_users_word_settles_an_adapters_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = broken("adapter.inspect", "base_model_name_or_path", "unsloth/other-8b")
-    monkeypatch.setitem(globals(), "ADAPTER", Adapter(name="style", source="a", trained_on="unsloth/other-8b"))
-    judge(test_fidelity.test_adapter_files, facts)
+        judge("adapter_files_ok", facts)
+    confirmed = Adapter(name="style", source="a", trained_on="unsloth/other-8b")
+    judge("adapter_files_ok", facts, adapter=confirmed)
 
 
 def test_a_recorded_base_is_compared_by_content(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Base, "digest", "f00")
-    monkeypatch.setitem(globals(), "ADAPTER", Adapter(name="style", source="a", recorded_base="bad"))
-    with pytest.raises(AssertionError, match="was trained on a base with digest bad"):
-        judge(test_fidelity.test_adapter_files, HEALTHY)
+    with pytest.raises(GateFailed, match="was trained on a base with digest bad") as raised:
+        judge("adapter_files_ok", adapter=Adapter(name="style", source="a", recorded_base="bad"))
+    assert raised.value.code == "base-changed"
 
 
-def test_an_adapter_that_changed_since_training_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "ADAPTER", Adapter(name="style", source="a", recorded_digest="other"))
-    with pytest.raises(AssertionError, match="not the adapter that candidate"):
-        judge(test_fidelity.test_adapter_files, HEALTHY)
+def test_an_adapter_that_changed_since_training_is_refused() -> None:
+    with pytest.raises(GateFailed, match="not the adapter that candidate") as raised:
+        judge("adapter_files_ok", adapter=Adapter(name="style", source="a", recorded_digest="other"))
+    assert raised.value.code == "changed-since-training"
 
 
-def test_a_dataset_that_is_not_here_is_unavailable_and_a_changed_one_inconclusive(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(RECORD["dataset"], "digest", "other")  # type: ignore[arg-type]
+def test_a_dataset_that_changed_since_training_is_inconclusive() -> None:
+    changed = {**RECORD, "dataset": {**RECORD["dataset"], "digest": "other"}}  # type: ignore[dict-item]
     with pytest.raises(Inconclusive, match="changed since c was trained on it"):
-        judge(test_data.test_data_parse, HEALTHY)
-    monkeypatch.setitem(RECORD["dataset"], "path", "nowhere")  # type: ignore[arg-type]
-    with pytest.raises(Unavailable, match="nowhere: not found"):
-        judge(test_data.test_data_parse, HEALTHY)
+        judge("data_parse_ok", record=changed)

@@ -14,12 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from assay import paths
-from assay.gating import doctor
-from assay.gating.doctor import Finding, Level, Patient, examine
+from assay.gating import checks, resources
+from assay.gating.doctor import examine
+from assay.gating.examination import Examination, Finding, Level
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.candidate import Candidate, given_candidate
-from assay.record.record import Run, Status, Verdict, read_run
-from assay.steps.runner import Bench
+from assay.record.outcome import Status
+from assay.record.reading import Run, read_run
+from assay.record.verdict import Verdict
+from assay.steps.runner import Runner
 from assay.steps.store import Store
 
 from tests.samples import new_cache, write_adapter
@@ -52,8 +55,8 @@ def edit(file: Path, **changes: object) -> None:
 
 def found(folder: Path, check: str) -> list[Finding]:
     (folder / "run").mkdir(exist_ok=True)
-    bench = Bench(Store(folder / "store"), folder / "run", "run#1", say=lambda line: None)
-    findings = {name: some for name, some, _ in examine(Patient(candidate(folder), bench))}
+    bench = Runner(Store(folder / "store"), folder / "run", "run#1", say=lambda line: None)
+    findings = {name: some for name, some, _ in examine(Examination(candidate(folder), bench))}
     return findings[check]
 
 
@@ -63,9 +66,9 @@ def worst(folder: Path, check: str) -> Finding:
 
 def test_a_healthy_candidate_has_nothing_that_fails(folder: Path) -> None:
     (folder / "run").mkdir()
-    bench = Bench(Store(folder / "store"), folder / "run", "run#1", say=lambda line: None)
-    every = [one for _, some, _ in examine(Patient(candidate(folder), bench)) for one in some]
-    assert {one.check for one in every} == {check.__name__ for check in doctor.CHECKS}
+    bench = Runner(Store(folder / "store"), folder / "run", "run#1", say=lambda line: None)
+    every = [one for _, some, _ in examine(Examination(candidate(folder), bench)) for one in some]
+    assert {one.check for one in every} == {check.__name__ for check in checks.CHECKS}
     assert {one.level for one in every} <= {Level.FINE, Level.NOTE}, every
 
 
@@ -105,11 +108,11 @@ def test_forced_fallbacks_are_foreseen_with_their_price(folder: Path) -> None:
 def test_memory_that_holds_some_forms_fails_those_and_one_that_holds_none_stops(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "card_bytes", lambda: None)
-    monkeypatch.setattr(doctor, "available_bytes", lambda: 1_900_000_000)
+    monkeypatch.setattr(resources, "card_bytes", lambda: None)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 1_900_000_000)
     seen = found(folder, "memory")
     assert [(one.level, one.gate) for one in seen] == [(Level.FAILS, "merged_distribution_ok")]
-    monkeypatch.setattr(doctor, "available_bytes", lambda: 100_000_000)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 100_000_000)
     assert worst(folder, "memory").level is Level.STOPS
 
 
@@ -124,7 +127,7 @@ def test_a_disk_that_takes_one_adapter_and_not_two_fails_and_a_full_one_stops(
 
 
 def test_another_version_is_noted_and_a_missing_library_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "version", lambda name: "0.1" if name == "peft" else version(name))
+    monkeypatch.setattr(checks, "version", lambda name: "0.1" if name == "peft" else version(name))
     one = worst(folder, "versions")
     assert (one.level, "peft 0.1 (verified: " in one.text) == (Level.NOTE, True)
 
@@ -133,12 +136,12 @@ def test_another_version_is_noted_and_a_missing_library_fails(folder: Path, monk
             raise PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(doctor, "version", missing)
+    monkeypatch.setattr(checks, "version", missing)
     assert worst(folder, "versions").level is Level.FAILS
 
 
 def test_a_tokenizer_that_the_converter_cannot_read_is_foreseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "version", lambda name: "4.57.6" if name == "transformers" else version(name))
+    monkeypatch.setattr(checks, "version", lambda name: "4.57.6" if name == "transformers" else version(name))
     assert worst(folder, "converter").gate == "convert_f16_ok"
 
 
@@ -151,9 +154,9 @@ def test_without_a_toolchain_its_gate_is_foretold(folder: Path, monkeypatch: pyt
 
 def test_a_hub_base_that_is_not_here_is_not_fetched(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    bench = Bench(Store(tmp_path / "store"), tmp_path / "run", "run#1", say=lambda line: None)
+    bench = Runner(Store(tmp_path / "store"), tmp_path / "run", "run#1", say=lambda line: None)
     away = given_candidate("nobody/nothing", ["style=x/y"], None, None)
-    findings = {name: some for name, some, _ in examine(Patient(away, bench))}
+    findings = {name: some for name, some, _ in examine(Examination(away, bench))}
     assert "is not on this machine yet" in findings["base"][0].text
     assert findings["adapters"] == []
 
@@ -171,7 +174,7 @@ def test_the_command_prints_every_finding_with_its_fix_and_needs_no_torch(folder
     done = assay("doctor", *given, PYTHONPATH=str(folder))
     assert (done.returncode, done.stderr) == (0, "")
     assert {line.split()[1] for line in done.stdout.splitlines() if line[0] in "✓!✗"} == {
-        check.__name__ for check in doctor.CHECKS
+        check.__name__ for check in checks.CHECKS
     }
     (folder / "base" / "chat_template.jinja").unlink()
     done = assay("doctor", *given)
@@ -189,7 +192,9 @@ def test_json_is_the_findings_and_nothing_else(folder: Path) -> None:
 def no_room(folder: Path) -> dict[str, str]:
     """The variables of a process that sees a machine with 0.1 GB of free memory and no GPU."""
     (folder / "tiny.py").write_text(
-        "from assay.gating import doctor\ndoctor.available_bytes = lambda: 10**8\ndoctor.card_bytes = lambda: None\n"
+        "from assay.gating import resources\n"
+        "resources.available_bytes = lambda: 10**8\n"
+        "resources.card_bytes = lambda: None\n"
     )
     return {"PYTHONPATH": str(folder), "PYTEST_PLUGINS": "tiny"}
 
@@ -223,7 +228,7 @@ def test_a_run_in_which_nothing_can_pass_ends_before_its_first_step(folder: Path
     said = assay("explain", str(folder / "out")).stdout
     assert "of memory" in said
     assert "assay plan" in said
-    assert any(one["level"] == "stops" for one in run.doctor)
+    assert any(one.level == "stops" for one in run.record.doctor)
     assert "Seen before the first step" in (folder / "out" / "report.html").read_text()
 
 
@@ -232,7 +237,7 @@ def test_what_is_made_is_judged_where_nothing_new_can_be_made(folder: Path) -> N
     here = {"ASSAY_CACHE": str(new_cache(folder / "cache"))}
     gates(folder, "roomy", "-k", "base_quant", **here)
     run = gates(folder, "full", **no_room(folder), **here)
-    assert any(one["level"] == "stops" for one in run.doctor), "the finding does not depend on what is made"
+    assert any(one.level == "stops" for one in run.record.doctor), "the finding does not depend on what is made"
     by_gate = {gate.expected.gate: gate.outcome for gate in run.gates}
     made = by_gate["base_quant_load_ok"]
     assert (made.status, str(made.steps[0].reused_from).partition("#")[0]) == (Status.PASSED, "roomy")

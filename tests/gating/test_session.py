@@ -1,63 +1,86 @@
-"""What a run's record says of the training: only of the adapters judged, and nothing that cannot be read."""
+"""What a run's folder holds once pytest has begun and once it has ended, whatever becomes of the doctor."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from assay import paths
+from assay.gating import preflight, session
+from assay.gating.examination import Examination, Finding, Level
 from assay.gating.session import GatesSession
-from assay.inputs.candidate import Candidate, read_candidate
+from assay.record.outcome import Status
+from assay.record.reading import read_run
+from assay.record.verdict import Verdict
 
-from tests.samples import write_adapter
+from tests.record.test_schema import assert_fits
 
-
-@pytest.fixture
-def candidate(tmp_path: Path) -> Candidate:
-    write_adapter(tmp_path / "adapter_style", {"l.q_proj": (4, 4)}, base="b")
-    training = {
-        "recipe": {"language": "en", "max_tokens": 9, "adapters": {"style": ["style"]}},
-        "dataset": {"path": "d", "digest": "0"},
-        "results": {},
-    }
-    adapters = {"style": {"path": "adapter_style"}}
-    text = {"version": 1, "name": "c", "base": {"id": "b"}, "adapters": adapters, "training": training}
-    (tmp_path / "candidate.json").write_text(json.dumps(text))
-    log = [{"adapter": "style", "step": step, "loss": 1 / step} for step in (1, 2)]
-    (tmp_path / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    return read_candidate(tmp_path / "candidate.json")
+GIVEN = ["--base", "./nowhere", "--adapter", "style=./none"]
 
 
-def training_of(candidate: Candidate) -> dict[str, Any]:
-    found = GatesSession._training(cast(GatesSession, SimpleNamespace(candidate=candidate)))
-    assert found is not None
-    return found
+def start(run: Path) -> GatesSession:
+    """Begin a run of a candidate that does not exist, without pytest."""
+    options: dict[str, Any] = {"--base": "./nowhere", "--adapter": ["style=./none"], "--run": str(run)}
+    options |= {"--max-new-tokens": 8, "--deadline": 1.0, "--gates": []}
+    hook = SimpleNamespace(pytest_assay_executor=lambda config: None)
+    config = SimpleNamespace(
+        hook=hook, getoption=lambda name, default=None: options.get(name, default), option=SimpleNamespace()
+    )
+    return GatesSession.start(cast(pytest.Config, config), paths.GATES)
 
 
-def write_evaluation(candidate: Candidate, digest: str) -> None:
-    one = dict.fromkeys(("language", "summary", "why_empty", "seconds", "peak_host_bytes", "peak_device_bytes"), 1)
-    forms = {"full": {"style": {**one, "samples": ["long"]}}}
-    text = {"version": 1, "digests": {"style": digest}, "forms": forms}
-    (candidate.folder / "evaluation.json").write_text(json.dumps(text))
+def examine(examination: Examination) -> Iterator[tuple[str, list[Finding], float]]:
+    """A doctor that finds one thing and then breaks."""
+    yield "disk", [Finding(check="disk", level=Level.STOPS, text="no room\nat all", fix="free some")], 0.0
+    raise KeyError("broken")
 
 
-def test_curves_and_figures_are_in_the_record(candidate: Candidate) -> None:
-    write_evaluation(candidate, candidate.adapters[0].digest)
-    found = training_of(candidate)
-    assert found["curves"] == {"style": [[1, 1.0], [2, 0.5]]}
-    assert "samples" not in found["evaluation"]["forms"]["full"]["style"], "answers stay in evaluation.json"
+def test_a_doctor_that_breaks_is_a_finding_and_the_gates_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "examine", examine)
+    begun = start(tmp_path)
+    assert [one.check for one in read_run(tmp_path).record.doctor] == ["disk", "doctor"]
+    assert begun.runner.no_room == "no room\nat all. free some"
+    assert begun.header() == [
+        "assay doctor: disk: no room",
+        "assay doctor: doctor: the doctor broke: KeyError: 'broken'",
+        "assay doctor: no step that holds a model begins",
+    ]
 
 
-def test_figures_of_another_adapter_are_not_shown(candidate: Candidate) -> None:
-    write_evaluation(candidate, "of another training")
-    assert training_of(candidate)["evaluation"] is None
+def test_a_run_that_is_interrupted_while_the_doctor_looks_still_expects_its_gates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "preflight", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path)
+    run = read_run(tmp_path)
+    assert run.verdict is Verdict.HOLD
+    assert {gate.outcome.status for gate in run.gates} == {Status.MISSING}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"forms": 3}'])
-def test_what_cannot_be_read_is_not_shown(candidate: Candidate, text: str) -> None:
-    (candidate.folder / "evaluation.json").write_text(text)
-    assert training_of(candidate)["evaluation"] is None
-    (candidate.folder / "train_log.jsonl").write_text('{"adapter": "sty')
-    assert training_of(candidate)["curves"] == {}
+def test_run_json_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "examine", lambda examination: iter([]))
+    written = []
+    monkeypatch.setattr(session, "write_record", lambda folder, record: written.append(folder))
+    start(tmp_path)
+    assert written == [tmp_path]
+
+
+def test_the_record_of_a_run_fits_the_schemas_and_explains_itself(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "gates", "-q", "-p", "no:cacheprovider", *GIVEN, "--run", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "-k", "adapter_files or base_quant"], cwd=paths.REPOSITORY, capture_output=True, text=True
+    )
+    assert (tmp_path / "gates.jsonl").exists(), done.stdout + done.stderr
+    assert_fits(tmp_path)
+    expected = json.loads((tmp_path / "run.json").read_text())["expected"]
+    assert all(gate["title"] and gate["guide"] for gate in expected)

@@ -9,39 +9,54 @@ from typing import Any, cast
 import pytest
 import test_task
 from assay.errors import Inconclusive
-from assay.gating.task import FIRST, compare, failures, unsettled
+from assay.gating.evidence import Evidence
+from assay.gating.task import COMPARED, FIRST, Form, TaskComparison, compare
 from assay.gating.task import Task as Questions
 from assay.inputs.dataset import Dataset, Sample, Task, read_dataset
 from assay.inputs.prompts import Prompts
 from assay.measures.statistics import Shown
 from assay.paths import REPOSITORY
-from assay.steps.runner import Bench
-from assay.steps.step import Step
+from assay.steps.answers import Generation
+from assay.steps.runner import Attempt, Runner
+from assay.steps.step import Stage, Step, StepUse
 from assay.steps.store import Artifact
 
 HEADING = "### Answer"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ask(Step):
+    """A form that is asked: its name says which."""
+
+    worker = "none"
+    generated = Stage(Generation)
+
+    form: str
+    prompts: Prompts
+
+
 @dataclass
 class Asked:
-    """A bench whose models answer as told: the form's name is its step."""
+    """A runner whose models answer as told."""
 
     answers: dict[str, dict[str, str]]
-    """Form to sample to what it says; a right answer if not named."""
+    """Form to sample to its answer; a right answer if not named."""
     made_before: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
-    def has(self, step: tuple[str, Prompts]) -> bool:
+    def has(self, step: Ask) -> bool:
         return self.made_before
 
-    def make(self, step: tuple[str, Prompts]) -> Artifact:
-        form, prompts = step
-        names = sorted(file.stem for file in prompts.path.glob("*.txt"))
-        self.asked += [f"{form} {name}" for name in names]
-        said = {name: {"kind": "ok", "text": self.answers.get(form, {}).get(name, right(name))} for name in names}
-        stages = {"generate": {"answers": said}}
-        return Artifact(path=Path(), digest="0", step="s", stages=stages, run="r", seconds=0.0, peak_rss_bytes=0)
+    def attempt(self, step: Ask, until: Stage[Any] | None = None) -> Attempt:
+        names = sorted(file.stem for file in step.prompts.path.glob("*.txt"))
+        self.asked += [f"{step.form} {name}" for name in names]
+        answers = {
+            name: {"kind": "ok", "text": self.answers.get(step.form, {}).get(name, right(name))} for name in names
+        }
+        stages = {"generated": {"answers": answers, "load_seconds": 0.0, "peak_host_bytes": 0}}
+        made = Artifact(path=Path(), digest="0", step="s", stages=stages, run="r", seconds=0.0, peak_rss_bytes=0)
+        use = StepUse(step="s", digest=step.form, seconds=0.0, peak_rss_bytes=0, reused_from=None, log="l")
+        return Attempt(artifact=made, use=use, problem=None)
 
 
 def right(name: str) -> str:
@@ -76,9 +91,15 @@ def questions(folder: Path, count: int, **thresholds: float) -> Questions:
     return Questions(dataset=dataset, samples=samples, folder=folder)
 
 
-def ask(bench: Asked, task: Questions) -> dict[str, Any]:
-    forms = [lambda prompts, form=form: cast(Step, (form, prompts)) for form in ("full", "q4")]
-    return compare(cast(Bench, bench), task, *forms)
+def ask(runner: Asked, task: Questions) -> TaskComparison:
+    evidence = Evidence(cast(Runner, runner))
+
+    def form(name: str) -> Form:
+        return lambda prompts: (Ask(form=name, prompts=prompts), Ask.generated)
+
+    facts = compare(evidence, task, form("full"), form("q4"))
+    assert evidence.seen[COMPARED.id] == facts, "the comparison goes on the gate's record"
+    return facts
 
 
 def lost(*numbers: int) -> dict[str, dict[str, str]]:
@@ -86,11 +107,10 @@ def lost(*numbers: int) -> dict[str, dict[str, str]]:
 
 
 def test_seventeen_of_seventeen_is_inconclusive_against_092(tmp_path: Path) -> None:
-    bench = Asked({}, made_before=True)
-    facts = ask(bench, questions(tmp_path, 17, format=0.92))
-    assert bench.facts == facts, "it goes on the gate's record"
-    assert (facts["asked"], facts["lost"], facts["gained"], facts["p_value"]) == (17, [], [], 1.0)
-    assert unsettled(facts) == [
+    runner = Asked({}, made_before=True)
+    facts = ask(runner, questions(tmp_path, 17, format=0.92))
+    assert (facts.asked, facts.lost, facts.gained, facts.p_value) == (17, [], [], 1.0)
+    assert facts.unsettled == [
         "style format > 0.92: 17 of 17 samples, 36 needed",
         "fewer than 10% of the answers get worse: 17 of 17 samples, 29 needed",
     ]
@@ -101,33 +121,33 @@ def test_seventeen_of_seventeen_is_inconclusive_against_092(tmp_path: Path) -> N
 
 
 def test_so_few_samples_that_nothing_could_pass_are_not_asked(tmp_path: Path) -> None:
-    bench = Asked(lost(*range(17)))
-    facts = ask(bench, questions(tmp_path, 17, format=0.92))
-    assert bench.asked == []
+    runner = Asked(lost(*range(17)))
+    facts = ask(runner, questions(tmp_path, 17, format=0.92))
+    assert runner.asked == []
     with pytest.raises(Inconclusive, match=r"0.92: 17 samples, 36 needed; .* Not asked, since flawless"):
         test_task.keeps_the_task(facts, "as Q4_K_M")
 
 
 def test_what_an_evaluation_asked_is_judged_however_few_there_are(tmp_path: Path) -> None:
     facts = ask(Asked(lost(*range(9)), made_before=True), questions(tmp_path, 17))
-    assert len(facts["lost"]) == 9
-    assert facts["flips"] == {"coverage": [9, 0], "format": [0, 0], "refusal": [0, 0]}
+    assert len(facts.lost) == 9
+    assert facts.flips == {"coverage": [9, 0], "format": [0, 0], "refusal": [0, 0]}
     with pytest.raises(AssertionError, match=r"fewer than 10% .*: 8 of 17 samples. Against full precision 9 answers"):
         test_task.keeps_the_task(facts, "as Q4_K_M")
 
 
 def test_enough_right_answers_pass(tmp_path: Path) -> None:
-    bench = Asked({})
-    facts = ask(bench, questions(tmp_path, 100, coverage=0.9, format=0.92))
+    runner = Asked({})
+    facts = ask(runner, questions(tmp_path, 100, coverage=0.9, format=0.92))
     test_task.keeps_the_task(facts, "as Q4_K_M")
-    assert failures(facts) == unsettled(facts) == []
+    assert facts.failures == facts.unsettled == []
 
 
 def test_asking_ends_at_the_block_in_which_it_becomes_clear(tmp_path: Path) -> None:
-    bench = Asked(lost(*range(300)))
-    facts = ask(bench, questions(tmp_path, 300, coverage=0.9))
-    assert facts["asked"] == len(bench.asked) / 2 == 2 * FIRST
-    assert facts["claims"]["style coverage > 0.90"]["shown"] is Shown.FAILED
+    runner = Asked(lost(*range(300)))
+    facts = ask(runner, questions(tmp_path, 300, coverage=0.9))
+    assert facts.asked == len(runner.asked) / 2 == 2 * FIRST
+    assert facts.claims["style coverage > 0.90"].shown is Shown.FAILED
     with pytest.raises(AssertionError, match=r"style coverage > 0.90: 0 of 64 samples"):
         test_task.keeps_the_task(facts, "as Q4_K_M")
 
@@ -150,6 +170,6 @@ def test_the_shipped_dataset_cannot_show_its_own_thresholds(tmp_path: Path) -> N
     dataset = read_dataset(REPOSITORY / "train" / "data")
     samples = dataset.samples("eval", ["style", "writing"], "en")
     facts = ask(Asked({}), Questions(dataset=dataset, samples=samples, folder=tmp_path))
-    needed = {name: claim["needed"] for name, claim in facts["claims"].items()}
+    needed = {name: claim.needed for name, claim in facts.claims.items()}
     assert needed["all format > 0.92"] == 36
-    assert all(claim["samples"] < claim["needed"] for claim in facts["claims"].values())
+    assert all(claim.samples < claim.needed for claim in facts.claims.values())

@@ -14,10 +14,11 @@ from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.dataset import Dataset, headings, read_dataset, similarity, squeeze
 from assay.measures.encoding import FLAWS, IGNORED, Encoded, Served, encode_sample, flaws, render
 from assay.paths import REPOSITORY
+from assay.steps.catalogue import ReadDataset
 from assay.workers import Work
 from assay.workers import dataset as worker
 
-from tests.gates.test_gates_on_canned_facts import HEALTHY, judge
+from tests.gates.healthy import judge, with_facts
 
 DATA = REPOSITORY / "train" / "data"
 
@@ -110,39 +111,35 @@ def test_a_spoiled_sample_fails_the_gate_that_guards_it_and_no_other_of_its_kind
     copy: Path, tmp_path: Path, file: str, place: int, how: Change, gate: str, said: str
 ) -> None:
     change(copy / file, place, how)
-    facts = {**HEALTHY, "dataset.read": {"read": read_facts(copy, tmp_path)}}
-    import test_data
-
+    facts = with_facts(ReadDataset.read, **read_facts(copy, tmp_path))
     for name in ("data_parse", "data_fields", "data_template", "data_unique", "data_no_leak", "data_references"):
         if name == gate:
             with pytest.raises(AssertionError, match=said):
-                judge(getattr(test_data, f"test_{name}"), facts)
+                judge(f"{name}_ok", facts)
         else:
-            judge(getattr(test_data, f"test_{name}"), facts)
+            judge(f"{name}_ok", facts)
 
 
 def test_a_missing_sample_and_a_duplicate_and_a_leak_are_named(copy: Path, tmp_path: Path) -> None:
-    import test_data
-
     train, held_out = copy / STYLE, copy / "eval" / "style.en.jsonl"
     lines = train.read_text().splitlines()
     train.write_text("\n".join(lines[:-1]) + "\n")
-    facts = {**HEALTHY, "dataset.read": {"read": read_facts(copy, tmp_path)}}
+    facts = with_facts(ReadDataset.read, **read_facts(copy, tmp_path))
     with pytest.raises(AssertionError, match=r"style in en: .*'added': 23.*dataset.toml says .*'added': 24"):
-        judge(test_data.test_data_counts, facts)
+        judge("data_counts_ok", facts)
 
     first = json.loads(lines[0])
     train.write_text("\n".join([*lines[:-1], json.dumps({**first, "id": "style-35", "origin": "added"})]) + "\n")
-    facts = {**HEALTHY, "dataset.read": {"read": read_facts(copy, tmp_path)}}
+    facts = with_facts(ReadDataset.read, **read_facts(copy, tmp_path))
     with pytest.raises(AssertionError, match=r"style-35 \(en\) repeats style-01"):
-        judge(test_data.test_data_unique, facts)
+        judge("data_unique_ok", facts)
 
     leaked = json.loads(held_out.read_text().splitlines()[0])
     leaked |= {"id": "style-35", "origin": "added", "prompt": "Please tell me: " + leaked["prompt"].lower()}
     train.write_text("\n".join([*lines[:-1], json.dumps(leaked)]) + "\n")
-    facts = {**HEALTHY, "dataset.read": {"read": read_facts(copy, tmp_path)}}
+    facts = with_facts(ReadDataset.read, **read_facts(copy, tmp_path))
     with pytest.raises(AssertionError, match=r"style-35 \(en\) is nearly style-eval-01"):
-        judge(test_data.test_data_no_leak, facts)
+        judge("data_no_leak_ok", facts)
 
 
 def test_an_empty_or_missing_file_is_named(copy: Path) -> None:
@@ -153,26 +150,8 @@ def test_an_empty_or_missing_file_is_named(copy: Path) -> None:
     (copy / STYLE).unlink()
     with pytest.raises(InputError, match=r"style\.en\.jsonl: not found"):
         dataset.samples("train", ["style"], "en")
-    with pytest.raises(InputError, match="unknown key 'fr'"):
+    with pytest.raises(InputError, match="unknown language 'fr'"):
         dataset.samples("train", ["style"], "fr")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("[decline]", "[declines]", "Did you mean 'decline'"),
-        ("original = 11", "orignal = 11", "Did you mean 'original'"),
-        ('name = "v3"', "", "the key 'name' is missing|missing 1 required"),
-        ("[tasks.style.samples]", "[tasks.style.sample]", "Did you mean 'samples'"),
-        ("style = { coverage = 0.90", "style = { coverge = 0.90", "Did you mean 'coverage'"),
-        ("style = { coverage = 0.90", "style = { coverage = 1.0", "coverage = 1.0; a share between 0 and 1"),
-    ],
-)
-def test_a_wrong_dataset_toml_is_named(copy: Path, old: str, new: str, said: str) -> None:
-    path = copy / "dataset.toml"
-    path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(InputError, match=said):
-        read_dataset(copy)
 
 
 def test_the_digest_is_of_what_is_in_it(copy: Path) -> None:
@@ -259,7 +238,7 @@ def test_the_whole_dataset_encodes_on_the_embedded_base(tmp_path: Path) -> None:
     base = find_base(EMBEDDED).path
     for language in ("en", "zh"):
         worker.encode(Work(tmp_path), dataset=str(DATA), base=str(base), language=language, tasks=["style", "writing"])
-        facts = json.loads((tmp_path / "stages.json").read_text())["encode"]
+        facts = json.loads((tmp_path / "stages.json").read_text())["encoded"]
         assert [facts[name] for name in FLAWS] == [[], [], [], []]
         assert facts["not_encodable"] == []
         assert facts["longest_sample_tokens"] < {"en": 260, "zh": 512}[language]
@@ -273,7 +252,7 @@ def test_a_base_whose_end_token_differs_when_served_is_named(tmp_path: Path) -> 
     settings = json.loads((base / "generation_config.json").read_text())
     (base / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": 0}))
     worker.encode(Work(tmp_path), dataset=str(DATA), base=str(base), language="en", tasks=["writing"])
-    facts = json.loads((tmp_path / "stages.json").read_text())["encode"]
+    facts = json.loads((tmp_path / "stages.json").read_text())["encoded"]
     assert len(facts["without_end_token"]) == 30
 
 

@@ -18,10 +18,10 @@ from assay.inputs.checkpoint import read_folder
 from assay.inputs.gguf_file import different_metadata, open_reader, open_weights, quantization_noise, unequal_tensors
 from assay.inputs.toolchain import Toolchain, find_toolchain
 from assay.steps.catalogue import ConvertF16, Merge, QuantizeQ4
-from assay.steps.runner import Bench
+from assay.steps.gguf import F16, Q4
+from assay.steps.runner import Runner
 from assay.steps.store import Artifact, Store
 from assay.workers import Work
-from assay.workers.gguf import F16, Q4
 from assay.workers.llama import dequantizer
 from assay.workers.parity import prompts
 
@@ -46,7 +46,7 @@ def made(request: pytest.FixtureRequest, base: Base, tmp_path_factory: pytest.Te
         config = LlamaConfig(**SMALL, rope_theta=50000.0, rms_norm_eps=1e-5)
         base = write_model(folder / "base", config, seed=2, template=THINKING)
     (folder / "run").mkdir()
-    bench = Bench(Store(folder / "store"), folder / "run", "run#1", say=lambda line: None)
+    bench = Runner(Store(folder / "store"), folder / "run", "run#1", say=lambda line: None)
     style = Adapter(name="style", source=str(write_adapter(folder / "lora", SHAPES, base=base.id, scale=0.05)))
     tools = find_toolchain()
     merged = bench.make(Merge(base=base, adapter=style))
@@ -56,13 +56,13 @@ def made(request: pytest.FixtureRequest, base: Base, tmp_path_factory: pytest.Te
 
 
 def test_a_healthy_conversion_differs_in_nothing(made: dict[str, Artifact]) -> None:
-    facts = made["f16"].stages["compare"]
-    assert facts["layout_is_modelled"] is True
-    assert facts["tensors_with_other_values"] == []
-    assert facts["metadata_that_differs"] == []
-    assert made["q4"].facts["tensors_beyond_noise"] == []
-    for artifact in made.values():
-        assert artifact.facts["strength"] == pytest.approx(1, abs=0.05)
+    facts = made["f16"].facts(ConvertF16.parity)
+    assert facts.layout_is_modelled is True
+    assert facts.tensors_with_other_values == []
+    assert facts.metadata_that_differs == []
+    assert made["q4"].facts(QuantizeQ4.noise).tensors_beyond_noise == []
+    for name, stage in {"merged": Merge.strength, "f16": ConvertF16.strength, "q4": QuantizeQ4.strength}.items():
+        assert made[name].facts(stage).strength == pytest.approx(1, abs=0.05)
 
 
 def differences(made: dict[str, Artifact], edit: Callable[[Any], None], tmp_path: Path) -> list[str]:

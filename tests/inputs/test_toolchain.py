@@ -11,10 +11,13 @@ import pytest
 import test_gguf
 from assay import paths
 from assay.errors import AssayError, InputError, StepFailed, Unavailable
+from assay.gating.evidence import Evidence
 from assay.inputs import toolchain
 from assay.steps.catalogue import SelfTest
-from assay.steps.runner import Bench
+from assay.steps.runner import Runner
 from assay.steps.store import Store
+
+from tests.gates.healthy import GATES_BY_ID
 
 
 def test_a_toolchain_that_is_not_built_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +89,8 @@ def test_a_checkout_that_was_pulled_and_not_rebuilt_is_version_skew(
     def judge(run: str) -> object:
         (tmp_path / run).mkdir()
         store = Store(tmp_path / "store")
-        return test_gguf.test_toolchain_ready(Bench(store, tmp_path / run, run, fresh=True, say=lambda line: None))
+        runner = Runner(store, tmp_path / run, run, fresh=True, say=lambda line: None)
+        return GATES_BY_ID["toolchain_ready"].body(evidence=Evidence(runner))
 
     _commit_everything(tmp_path / "repository")
     judge("not a checkout of its own, so nothing is known of its commit")
@@ -107,7 +111,7 @@ def test_a_program_that_hangs_is_killed_and_named(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(toolchain.find_toolchain().path, tmp_path / "copy", symlinks=True))
     (copy / "bin" / "llama-cli").write_text("#!/bin/sh\nexec sleep 1000\n")
     (tmp_path / "run").mkdir()
-    bench = Bench(Store(tmp_path / "store"), tmp_path / "run", "run#1", say=lambda line: None)
+    bench = Runner(Store(tmp_path / "store"), tmp_path / "run", "run#1", say=lambda line: None)
     with pytest.raises(StepFailed, match="llama-cli hung: killed after 3 s"):
         bench.make(SelfTest(toolchain=toolchain.Toolchain(path=copy), tool_deadline_seconds=3.0))
 

@@ -16,7 +16,9 @@ from assay.errors import InputError
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.toolchain import find_toolchain
 from assay.measures.divergence import Compared, compare_until_clear, loss_enters_at, share_lost, summarise_divergence
-from assay.workers.distribution import Sequence, compared, from_greedy, gguf_logits, within
+from assay.workers.distribution import compared, from_greedy
+from assay.workers.logits import of_gguf
+from assay.workers.sequences import Sequence, within
 
 PROSE = "8c1bc7c63b31e2c3616dc33fb148c4519fe5928e7d17c86be596965b13fdd059"
 """sha256 of the probes, joined by line breaks."""
@@ -148,8 +150,8 @@ def test_what_a_runtime_says_is_held_against_the_files_first_choice(said: int, g
     rows[0, 1], rows[1, first], rows[1, said] = 9.0, 3.0, 3.0 if said == first else 0.0
     one = Sequence(name="p", kind="answer", ids=[0, 1, said], scored=[0, 1])
     told = from_greedy(lambda sequences: iter([rows]), [one], Pieces())
-    assert (told["nats_from_greedy"], told["tokens_not_greedy"]) == (gap, off)
-    assert (told["answers"], told["answer_tokens"]) == (1, 2)
+    assert (told.nats_from_greedy, told.tokens_not_greedy) == (gap, off)
+    assert (told.answers, told.answer_tokens) == (1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +188,6 @@ def test_the_mean_kl_agrees_with_llama_perplexity_to_two_percent(ggufs: tuple[Pa
         for at in range(0, len(ids) - 511, 512)
     ]
     assert len(windows) >= 3
-    reference = [torch.log_softmax(rows, dim=-1) for rows in gguf_logits(tools, f16, 512)(windows)]
-    rows = zip(windows, reference, gguf_logits(tools, q4, 512)(windows), strict=True)
+    reference = [torch.log_softmax(rows, dim=-1) for rows in of_gguf(tools, f16, 512)(windows)]
+    rows = zip(windows, reference, of_gguf(tools, q4, 512)(windows), strict=True)
     assert summarise_divergence([compared(*row) for row in rows])["kl_mean"] == pytest.approx(MEAN_KL, rel=0.02)

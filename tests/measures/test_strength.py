@@ -21,9 +21,9 @@ from assay.inputs.lora import read_lora_weights
 from assay.inputs.toolchain import find_toolchain
 from assay.measures.strength import adapter_strength, measure_strengths
 from assay.steps.catalogue import ConvertF16, Merge, QuantizeQ4
-from assay.steps.runner import Bench
+from assay.steps.gguf import F16, Q4
+from assay.steps.runner import Runner
 from assay.steps.store import Store
-from assay.workers.gguf import F16, Q4
 
 from tests.samples import write_adapter, write_safetensors
 
@@ -151,13 +151,13 @@ def test_a_trained_adapter_is_found_in_a_true_q4_k_m_at_its_strength_and_the_oth
 ) -> None:
     """Trained on the shipped data, by the real tools: two adapters from one start, which resemble each other."""
     (tmp_path / "run").mkdir()
-    bench = Bench(Store(tmp_path / "store"), tmp_path / "run", "run#1", say=lambda line: None)
+    bench = Runner(Store(tmp_path / "store"), tmp_path / "run", "run#1", say=lambda line: None)
     style, writing = read_candidate(trained / "quickstart" / "candidate.json").adapters
     tools = find_toolchain()
     merged = bench.make(Merge(base=base, adapter=style))
     f16 = bench.make(ConvertF16(adapter=style, base=base, merged=merged, toolchain=tools))
     q4 = bench.make(QuantizeQ4(adapter=style, base=base, f16=f16, toolchain=tools))
-    assert q4.facts["fallbacks_forced_by_shape"] == []
+    assert q4.facts(QuantizeQ4.inspected).fallbacks_forced_by_shape == []
     given = ["--base", str(base.path), "--adapter", f"style={style.path}", "--adapter", f"writing={writing.path}"]
     for file in (merged.file("checkpoint"), f16.file(F16), q4.file(Q4)):
         assert main(["strength", *given, str(file), "--json"]) == 0

@@ -7,8 +7,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from assay.record.record import Status, read_run
-from assay.record.rendering import terminal_lines, write_reports
+from assay.record.outcome import Outcome, Status
+from assay.record.reading import read_run
+from assay.record.rendering import write_reports
+from assay.record.text import terminal_lines
+from assay.record.writing import append_outcome
 
 from tests.samples import write_run
 
@@ -17,7 +20,10 @@ HOSTILE = "<script>alert(1)</script> | `x` \x1b[31m\x00 ]]> & 'q' {{ 7*7 }}"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    facts = {"answers": {"p": {"text": HOSTILE, "kind": "ok"}}, "weight_bytes": 1_500_000_000}
+    facts = {
+        "Load.load": {"weight_bytes": 1_500_000_000},
+        "Ask.ask": {"answers": {"p": {"text": HOSTILE, "kind": "ok"}}},
+    }
     gates = {
         "good_ok": ("primary", Status.PASSED),
         "bad_ok": ("secondary", Status.FAILED),
@@ -65,17 +71,59 @@ def test_the_terminal_gets_no_control_characters(folder: Path) -> None:
     assert lines[-2] == "HOLD: 1 of 3 gates passed, 1 failed, 1 missing"
 
 
+def test_a_fact_of_a_described_stage_comes_with_its_description_and_unit(folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    fields = {"kl_mean": {"description": f"Mean distance {HOSTILE}", "unit": "nats"}}
+    record["stages"] = {"Compare.compared": {"title": "Compares", "fields": fields}}
+    (folder / "run.json").write_text(json.dumps(record))
+    facts = {"Compare.compared": {"kl_mean": 0.25, "unknown": 1}}
+    append_outcome(folder, Outcome(gate="gone_ok", adapter=None, status=Status.PASSED, facts=facts))
+    write_reports(folder)
+    html = (folder / "report.html").read_text()
+    assert '<dt title="Mean distance &lt;script&gt;' in html
+    assert "<dd>0.25 nats</dd>" in html
+    assert "<dt>unknown</dt><dd>1</dd>" in html
+
+
+def test_a_failure_code_is_in_the_report_and_in_junit(folder: Path) -> None:
+    append_outcome(
+        folder, Outcome(gate="gone_ok", adapter=None, status=Status.FAILED, reason="w", code="tensors-missing")
+    )
+    write_reports(folder)
+    assert "tensors-missing" in (folder / "report.html").read_text()
+    failure = ElementTree.parse(folder / "junit.xml").getroot().find(".//testcase[@name='gone_ok']/failure")
+    assert failure is not None
+    assert failure.get("type") == "tensors-missing"
+
+
+def test_numbers_that_were_not_finite_are_dashes(folder: Path) -> None:
+    nan = float("nan")
+    distance = {"kl_mean": nan, "kl_mean_interval": [nan, nan], "top1_agreement": nan, "share_lost": nan}
+    distance |= {"perplexity_ratio": float("inf"), "perplexity_ratio_interval": [nan, nan]}
+    facts = {"Compare.compared": {**distance, "waterfall": {"merged": nan, "q4": 0.1}}}
+    record = json.loads((folder / "run.json").read_text())
+    record["expected"] += [{**record["expected"][0], "gate": "q4_distribution_ok", "adapter": "style"}]
+    (folder / "run.json").write_text(json.dumps(record))
+    append_outcome(folder, Outcome(gate="q4_distribution_ok", adapter="style", status=Status.PASSED, facts=facts))
+    write_reports(folder)
+    html = (folder / "report.html").read_text()
+    assert "Q4_K_M GGUF" in html
+    assert "nan" not in html
+
+
 def test_training_and_predictions_are_shown_beside_what_was_measured(folder: Path) -> None:
     record = json.loads((folder / "run.json").read_text())
     share = {"successes": 17, "share": 1.0, "lower_bound": 0.838}
     judged = {**share, "threshold": 0.92, "judgement": "cannot be shown with n=17 (needs 36)"}
     summary = {"all": {"n": 17, "coverage": share, "format": judged, "refusal": share}}
+    evaluation = {"language": "en", "summary": summary, "why_empty": HOSTILE, "seconds": 9.0, "peak_host_bytes": 1}
+    evaluation |= {"peak_device_bytes": None}
     result = {"seconds": 9.0, "peak_bytes_predicted": 1_000_000_000, "peak_device_bytes": 1_500_000_000}
     record["training"] = {
         "recipe": {"name": HOSTILE},
         "results": {"style": result},
         "curves": {"style": [[1, 4.0], [2, 2.0], [3, 1.0]]},
-        "evaluation": {"forms": {"q4_k_m": {"style": {"summary": summary, "why_empty": HOSTILE}}}},
+        "evaluation": {"forms": {"q4_k_m": {"style": evaluation}}},
     }
     (folder / "run.json").write_text(json.dumps(record))
     write_reports(folder)

@@ -14,7 +14,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from assay.errors import StepFailed
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter
 from assay.steps.catalogue import InspectAdapter, Merge
-from assay.steps.runner import Bench
+from assay.steps.runner import Runner
 from assay.steps.step import Step, StepUse
 from assay.steps.store import Store
 
@@ -41,9 +41,9 @@ def step(tmp_path: Path) -> InspectAdapter:
     )
 
 
-def bench(tmp_path: Path, run: str, *, fresh: bool = False, deadline_seconds: float = 60) -> Bench:
+def runner(tmp_path: Path, run: str, *, fresh: bool = False, deadline_seconds: float = 60) -> Runner:
     (tmp_path / run).mkdir(exist_ok=True)
-    return Bench(
+    return Runner(
         Store(tmp_path / "store"),
         tmp_path / run,
         run,
@@ -53,28 +53,29 @@ def bench(tmp_path: Path, run: str, *, fresh: bool = False, deadline_seconds: fl
     )
 
 
-def use(of: Bench, step: Step) -> StepUse:
-    of.make(step)
-    return of.used[step.digest]
+def use(of: Runner, step: Step) -> StepUse:
+    attempt = of.attempt(step)
+    assert attempt.problem is None
+    return attempt.use
 
 
 def test_a_step_is_made_once_and_reused_by_later_runs(tmp_path: Path, step: InspectAdapter) -> None:
-    first = bench(tmp_path, "one")
+    first = runner(tmp_path, "one")
     assert use(first, step).reused_from is None
     assert use(first, step).reused_from is None, "the same run made it"
-    assert first.facts["adapted_modules"] == 1
-    again = use(bench(tmp_path, "two"), step)
+    assert first.make(step).facts(InspectAdapter.inspected).adapted_modules == 1
+    again = use(runner(tmp_path, "two"), step)
     assert again.reused_from == "one"
-    assert (tmp_path / "two" / again.log).read_text().startswith("[stage] inspect")
+    assert (tmp_path / "two" / again.log).read_text().startswith("[stage] inspected")
 
 
 def test_fresh_reuses_nothing_of_another_run_but_its_own(tmp_path: Path, step: InspectAdapter) -> None:
-    bench(tmp_path, "one").make(step)
-    fresh = bench(tmp_path, "two", fresh=True)
+    runner(tmp_path, "one").make(step)
+    fresh = runner(tmp_path, "two", fresh=True)
     assert use(fresh, step).reused_from is None
     made = fresh.make(step)
     assert made.run == "two"
-    assert use(bench(tmp_path, "three"), step).reused_from == "two"
+    assert use(runner(tmp_path, "three"), step).reused_from == "two"
 
 
 def test_another_input_is_another_step(tmp_path: Path, step: InspectAdapter) -> None:
@@ -88,7 +89,7 @@ def test_another_input_is_another_step(tmp_path: Path, step: InspectAdapter) -> 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "unreadable"])
 def test_a_result_that_is_not_what_was_written_is_made_again(tmp_path: Path, step: InspectAdapter, damage: str) -> None:
-    slot = bench(tmp_path, "one").make(step).path
+    slot = runner(tmp_path, "one").make(step).path
     log = slot / "log.txt"
     if damage == "truncate":
         log.write_bytes(log.read_bytes()[:-1])
@@ -98,20 +99,20 @@ def test_a_result_that_is_not_what_was_written_is_made_again(tmp_path: Path, ste
         log.unlink()
     else:
         (slot / "artifact.json").write_text("{")
-    assert use(bench(tmp_path, "two"), step).reused_from is None
+    assert use(runner(tmp_path, "two"), step).reused_from is None
 
 
 def test_a_result_that_was_only_copied_is_reused(tmp_path: Path, step: InspectAdapter) -> None:
-    slot = bench(tmp_path, "one").make(step).path
+    slot = runner(tmp_path, "one").make(step).path
     for file in slot.iterdir():
         file.touch()
-    assert use(bench(tmp_path, "two"), step).reused_from == "one"
+    assert use(runner(tmp_path, "two"), step).reused_from == "one"
 
 
 def test_a_failure_says_why_and_is_remembered_for_its_run_only(tmp_path: Path, step: InspectAdapter) -> None:
     (step.adapter.path / "adapter_config.json").write_text("{,")
     broken = InspectAdapter(adapter=Adapter(name="style", source=step.adapter.source), base=step.base)
-    first = bench(tmp_path, "one")
+    first = runner(tmp_path, "one")
     with pytest.raises(StepFailed, match=r"adapter_config\.json: not JSON, line 1 column 2") as failed:
         first.make(broken)
     assert "not JSON" in (tmp_path / "one" / failed.value.log).read_text()
@@ -119,7 +120,7 @@ def test_a_failure_says_why_and_is_remembered_for_its_run_only(tmp_path: Path, s
     with pytest.raises(StepFailed):
         first.make(broken)
     assert (tmp_path / "one" / failed.value.log).read_text() == "the first attempt's", "it was not tried again"
-    second = bench(tmp_path, "two")
+    second = runner(tmp_path, "two")
     with pytest.raises(StepFailed):
         second.make(broken)
     assert not [path for path in (tmp_path / "store").iterdir() if path.suffix != ".lock"], "nothing half-made is left"
@@ -127,7 +128,7 @@ def test_a_failure_says_why_and_is_remembered_for_its_run_only(tmp_path: Path, s
 
 def test_a_step_that_hangs_is_killed_and_told_so(tmp_path: Path, step: InspectAdapter) -> None:
     with pytest.raises(StepFailed, match="hung before its first stage: killed after"):
-        bench(tmp_path, "one", deadline_seconds=0.01).make(step)
+        runner(tmp_path, "one", deadline_seconds=0.01).make(step)
 
 
 def test_a_step_that_cannot_fit_on_the_disk_is_not_started(
@@ -136,7 +137,7 @@ def test_a_step_that_cannot_fit_on_the_disk_is_not_started(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 99, 1))
     with pytest.raises(StepFailed, match=r"0\.0 GB free, merge\.fold style writes about 0\.0 GB\. Free some space"):
-        bench(tmp_path, "one").make(Merge(base=step.base, adapter=step.adapter))
+        runner(tmp_path, "one").make(Merge(base=cast(Base, step.base), adapter=step.adapter))
 
 
 def test_a_step_that_finds_the_disk_full_says_so(
@@ -151,7 +152,7 @@ def test_a_step_that_finds_the_disk_full_says_so(
 
     monkeypatch.setattr(subprocess, "Popen", functools.partial(subprocess.Popen, preexec_fn=limit))
     with pytest.raises(StepFailed, match=r"the disk is full \(File too large\)\. Free some space"):
-        bench(tmp_path, "one").make(step)
+        runner(tmp_path, "one").make(step)
     assert not list((tmp_path / "store").glob("*/artifact.json"))
 
 
@@ -163,13 +164,13 @@ def test_a_result_that_cannot_be_kept_is_a_failure_and_not_a_result(
 
     monkeypatch.setattr("assay.steps.store.write_json", full)
     with pytest.raises(StepFailed, match=r"could not be kept \(No space left on device\)\. Free"):
-        bench(tmp_path, "one").make(step)
+        runner(tmp_path, "one").make(step)
     assert not [path for path in (tmp_path / "store").iterdir() if path.suffix != ".lock"]
 
 
 def test_a_run_of_the_same_name_is_another_run(tmp_path: Path, step: InspectAdapter) -> None:
-    bench(tmp_path, "one").make(step)
-    namesake = Bench(Store(tmp_path / "store"), tmp_path / "one", "another", fresh=True, say=lambda line: None)
+    runner(tmp_path, "one").make(step)
+    namesake = Runner(Store(tmp_path / "store"), tmp_path / "one", "another", fresh=True, say=lambda line: None)
     assert use(namesake, step).reused_from is None
     assert namesake.make(step).run == "another"
 
@@ -213,7 +214,7 @@ def _wait_for(found: Callable[[], list[Any]]) -> Any:
 
 def test_every_step_has_a_lock_and_a_working_folder_of_its_own(tmp_path: Path, step: InspectAdapter) -> None:
     store = Store(tmp_path / "store")
-    merge = Merge(base=step.base, adapter=step.adapter)
+    merge = Merge(base=cast(Base, step.base), adapter=step.adapter)
     other = InspectAdapter(adapter=step.adapter, base=Base(id="c", revision=None, path=step.adapter.path))
     steps = (step, merge, other)
     assert len({store.lock(one).lock_file for one in steps}) == 3

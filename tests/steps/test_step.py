@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from assay import paths
+from assay.gating.causes import known_stages
 from assay.steps import step
 
 
@@ -23,10 +24,16 @@ def test_code_that_makes_a_result_is_part_of_the_digest(
     assert step.code_digest.__wrapped__() != before
 
 
-@pytest.mark.parametrize("file", ["gating/gate.py", "record/html.py", "cli/app.py", "faults/sandbox.py"])
+@pytest.mark.parametrize("file", ["gating/gate.py", "record/html.py", "cli/app.py", "faults/fault.py"])
 def test_code_that_judges_or_shows_results_is_not(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = shutil.copytree(paths.PACKAGE, tmp_path / "assay")
     monkeypatch.setattr(step, "PACKAGE", copy)
     before = step.code_digest.__wrapped__()
     (copy / file).write_text("# changed\n", encoding="utf-8")
     assert step.code_digest.__wrapped__() == before
+
+
+@pytest.mark.parametrize("id", list(known_stages()))
+def test_every_fact_says_what_it_is(id: str) -> None:
+    described = known_stages()[id].facts.describe()
+    assert [name for name, one in described.items() if not one["description"]] == []

@@ -9,22 +9,23 @@ from typing import Any
 import pytest
 from assay.errors import InputError
 from assay.measures.answers import Kind
+from assay.steps.answers import Answer
 
 from train import evaluation
 from train.__main__ import main
 from train.evaluation import why_empty
 
-SAID = {"kind": "ok", "text": "x"}
+SAID = Answer(kind=Kind.OK, text="x")
 
 
-def empty(kind: str, **more: Any) -> dict[str, dict[str, Any]]:
-    return {"a": {"kind": kind, "text": "", **more}, "b": SAID}
+def empty(kind: str, **more: Any) -> dict[str, Answer]:
+    return {"a": Answer(kind=Kind(kind), text="", **more), "b": SAID}
 
 
 def test_each_cause_of_empty_answers_is_named() -> None:
     learned = {"first_loss": 4.0, "last_loss": 1.0}
     assert why_empty({"a": SAID}, learned) is None
-    assert why_empty({"a": {"kind": "degenerate", "text": "x"}}, learned) is None
+    assert why_empty({"a": Answer(kind=Kind.DEGENERATE, text="x")}, learned) is None
     said = why_empty(empty("empty", p_end_at_first_position=0.98, text_when_forced="### Diagnosis"), learned)
     assert said is not None
     assert said.startswith("1 of 2 answers are empty (empty): the end token comes first (P(end) = 0.98)")
@@ -132,9 +133,9 @@ def test_an_adapter_that_ends_at_once_is_classified_and_explained() -> None:
     questions = {"short": "Hi.", "long": "What is the capital of France? Answer in one word, please."}
     healthy = answer_all(model, tokenizer, "cpu", questions, 12)
     alone = answer_all(model, tokenizer, "cpu", {"long": questions["long"]}, 12)
-    assert healthy["long"]["text"] == alone["long"]["text"], "padding beside a longer question changes nothing"
-    assert "Paris" in healthy["long"]["text"]
-    assert healthy["long"]["p_end_at_first_position"] < 0.01
+    assert healthy["long"].text == alone["long"].text, "padding beside a longer question changes nothing"
+    assert "Paris" in healthy["long"].text
+    assert (healthy["long"].p_end_at_first_position or 0) < 0.01
 
     class EndsAtOnce(torch.nn.Module):  # type: ignore[misc]
         def __init__(self, head: Any) -> None:
@@ -148,16 +149,16 @@ def test_an_adapter_that_ends_at_once_is_classified_and_explained() -> None:
 
     model.lm_head = EndsAtOnce(model.lm_head)
     ended = answer_all(model, tokenizer, "cpu", questions, 12)
-    assert {Kind(answer["kind"]) for answer in ended.values()} == {Kind.EMPTY}
-    assert all(answer["p_end_at_first_position"] > 0.99 for answer in ended.values())
-    assert ended["long"]["text_when_forced"], "what it says behind the end token is kept"
+    assert {answer.kind for answer in ended.values()} == {Kind.EMPTY}
+    assert all((answer.p_end_at_first_position or 0) > 0.99 for answer in ended.values())
+    assert ended["long"].text_when_forced, "what it says behind the end token is kept"
     assert "the end token comes first (P(end) = 1.00)" in (why_empty(ended, None) or "")
 
 
 def test_a_sample_that_is_nobodys_is_refused(candidate: Path) -> None:
     from assay.inputs.candidate import read_candidate
 
-    with pytest.raises(InputError, match="unknown key 'fr'"):
+    with pytest.raises(InputError, match="unknown language 'fr'"):
         evaluation.evaluate(
             read_candidate(candidate / "candidate.json"), forms=["full"], adapters=["style"], language="fr", limit=2
         )

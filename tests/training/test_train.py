@@ -1,4 +1,4 @@
-"""Training: strict recipes, the same adapters from the same seed, killed or not, and nothing trained on bad data."""
+"""Training: the same adapters from the same seed, killed or not, and nothing trained on bad data."""
 
 from __future__ import annotations
 
@@ -21,81 +21,9 @@ from assay.inputs.candidate import read_candidate
 from assay.inputs.dataset import read_dataset
 
 from tests.samples import TINY, start_training, train
-from train.recipe import RECIPES, Recipe, read_recipe, recipe_names
+from train.recipe import Recipe, read_recipe
 
-QUICKSTART = (RECIPES / "quickstart.toml").read_text()
 DATA = paths.REPOSITORY / "train" / "data"
-
-
-def test_the_thesiss_recipes_are_the_thesiss() -> None:
-    table = {"v3a": (3, 2e-4), "v3b": (4, 1e-4), "v3c": (5, 8e-5)}
-    for name, (epochs, learning_rate) in table.items():
-        recipe = read_recipe(name)
-        assert (recipe.epochs, recipe.learning_rate, recipe.quantization) == (epochs, learning_rate, "nf4")
-        assert (recipe.lora.rank, recipe.lora.alpha) == (16, 32)
-        assert recipe.lora.targets == ["q_proj", "k_proj", "v_proj", "o_proj"]
-
-
-def test_every_recipe_trains_the_three_adapters() -> None:
-    assert recipe_names() == ["quickstart", "small_a", "small_b", "small_c", "v3a", "v3b", "v3c"]
-    for name in recipe_names():
-        assert read_recipe(name).adapters == {
-            "style": ["style"],
-            "writing": ["writing"],
-            "multitask": ["style", "writing"],
-        }
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("batch_size = ", "batchsize = ", "unknown key 'batchsize'. Did you mean 'batch_size'"),
-        ("rank = 16", "r = 16", "[lora]: unknown key 'r'. Did you mean 'rank'"),
-        ("batch_size = 1\n", "", "the key 'batch_size' is missing"),
-        ("batch_size = 1", "batch_size = 0", "batch_size = 0; a number above 0 expected"),
-        ("batch_size = 1", "batch_size = 1.5", "batch_size = 1.5; int expected"),
-        ("batch_size = 1", "batch_size = true", "batch_size = True; int expected"),
-        ("warmup_ratio = 0.1", 'warmup_ratio = "0.1"', "warmup_ratio = '0.1'; float expected"),
-        ("rank = 16", "rank = -1", "lora.rank = -1; a number above 0 expected"),
-        ('quantization = "none"', 'quantization = "fp4"', "nf4 or none expected"),
-        ("[epochs_of]\nstyle = 2", "[epochs_of]\nstil = 2", "unknown key 'stil'. Did you mean 'style'"),
-        ("[epochs_of]\nstyle = 2", "[epochs_of]\nstyle = 0", "style = 0; a whole number above 0 expected"),
-    ],
-)
-def test_a_wrong_recipe_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
-    assert old in QUICKSTART
-    path = tmp_path / "mine.toml"
-    path.write_text(QUICKSTART.replace(old, new))
-    with pytest.raises(InputError) as problem:
-        read_recipe(str(path))
-    assert said in str(problem.value)
-
-
-def test_any_key_can_be_set() -> None:
-    recipe = read_recipe("v3b", ["lora.rank=8", "learning_rate=3e-4", "base=Qwen/Qwen3-8B", 'adapters={one=["style"]}'])
-    assert (recipe.lora.rank, recipe.learning_rate, recipe.base) == (8, 3e-4, "Qwen/Qwen3-8B")
-    assert recipe.adapters == {"one": ["style"]}
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ("epocs=3", "unknown key 'epocs'. Did you mean 'epochs'"),
-        ("lora.rnk=3", "unknown key 'rnk'. Did you mean 'rank'"),
-        ("epochs", "KEY=VALUE expected"),
-        ("base.x=3", "base is no table"),
-        ("epochs=three", "epochs = 'three'; int expected"),
-    ],
-)
-def test_a_wrong_change_is_named(change: str, said: str) -> None:
-    with pytest.raises(InputError) as problem:
-        read_recipe("quickstart", [change])
-    assert said in str(problem.value)
-
-
-def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match="There are quickstart, small_a"):
-        read_recipe("quickstrat")
 
 
 @pytest.mark.needs_toolchain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -10,21 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_bnb
-import test_fidelity
-import test_gguf
-import test_parity
 from assay import paths
+from assay.gating.evidence import Evidence
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter, Candidate
 from assay.inputs.toolchain import find_toolchain
 from assay.measures.merge_replay import merge_facts, replay_merge
-from assay.steps.runner import Bench
+from assay.steps.catalogue import ConvertF16, Merge, QuantizeQ4
+from assay.steps.runner import Runner
 from assay.steps.store import Store
 
+from tests.gates.healthy import GATES_BY_ID
 from tests.samples import write_adapter
 
-pytestmark = [pytest.mark.slow(seconds=35), pytest.mark.needs_toolchain]
+pytestmark = pytest.mark.slow(seconds=35)
 
 SHAPES = {
     f"model.layers.{layer}.self_attn.{name}": shape
@@ -39,51 +39,59 @@ def adapter_folder(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     folder = tmp_path_factory.mktemp("bench")
     (folder / "run").mkdir()
-    return Bench(Store(folder / "store"), folder / "run", "run#1", say=lambda line: None)
+    return Runner(Store(folder / "store"), folder / "run", "run#1", say=lambda line: None)
 
 
 def adapter(folder: Path) -> Adapter:
     return Adapter(name="style", source=str(folder))
 
 
-def test_a_256_wide_model_becomes_a_true_q4_k_m(base: Base, adapter_folder: Path, bench: Bench) -> None:
+def judge(gate: str, bench: Runner, **given: Any) -> Any:
+    """What a gate hands on."""
+    body = GATES_BY_ID[gate].body
+    given["evidence"] = Evidence(bench)
+    return body(**{name: given[name] for name in inspect.signature(body).parameters})
+
+
+def test_a_256_wide_model_becomes_a_true_q4_k_m(base: Base, adapter_folder: Path, bench: Runner) -> None:
     toolchain, style = find_toolchain(), adapter(adapter_folder)
-    merged = test_gguf.test_merge(bench, base, style, style, "f16")
-    f16 = test_gguf.test_convert_f16(bench, base, style, merged, toolchain, "f16")
-    q4 = test_gguf.test_quantize_q4(bench, base, style, f16, toolchain)
-    assert q4.facts["fallbacks_forced_by_shape"] == []
-    assert set(q4.facts["tensor_types"]) == {"F32", "Q4_K", "Q6_K"}
-    assert merged.facts["tensors_targeted"] == len(SHAPES)
-    assert f16.facts["architecture"] == "qwen3"
-    test_fidelity.test_merge_exact(bench, merged)
-    for strength, artifact in (
-        (test_fidelity.test_merged_strength, merged),
-        (test_fidelity.test_f16_strength, f16),
-        (test_fidelity.test_q4_strength, q4),
-    ):
-        strength(bench, artifact)
-        told = artifact.stages["inspect" if artifact is q4 else "compare"]
-        assert 0.95 < told["strength"] < 1.05
-        assert abs(told["strength_of_random_adapter"]) < 0.05
-    test_parity.test_gguf_parity(bench, f16)
-    test_parity.test_q4_parity(bench, q4)
+    given = {"base": base, "adapter": style, "sound_adapter": style, "toolchain": toolchain, "gguf_dtype": "f16"}
+    merged = judge("merge_ok", bench, **given)
+    f16 = judge("convert_f16_ok", bench, merged=merged, **given)
+    q4 = judge("quantize_q4_ok", bench, f16=f16, **given)
+    file = q4.facts(QuantizeQ4.inspected)
+    assert file.fallbacks_forced_by_shape == []
+    assert set(file.tensor_types) == {"F32", "Q4_K", "Q6_K"}
+    assert merged.facts(Merge.compared).tensors_targeted == len(SHAPES)
+    assert f16.facts(ConvertF16.compared).architecture == "qwen3"
+    made = {"merged": merged, "f16": f16, "q4": q4}
+    for gate in ("merge_exact_ok", "merged_strength_ok", "f16_strength_ok", "q4_strength_ok"):
+        judge(gate, bench, **made)
+    for artifact, stage in ((merged, Merge.strength), (f16, ConvertF16.strength), (q4, QuantizeQ4.strength)):
+        facts = artifact.facts(stage)
+        assert 0.95 < facts.strength < 1.05
+        assert abs(facts.strength_of_random_adapter) < 0.05
+    for gate in ("gguf_parity_ok", "q4_parity_ok"):
+        judge(gate, bench, **made)
 
 
-def mount(base: Base, folder: Path, bench: Bench) -> None:
+def mount(base: Base, folder: Path, bench: Runner) -> None:
     """The mount gate, with all that it needs."""
     from assay.inputs.prompts import Prompts
 
     style = adapter(folder)
     candidate = Candidate(name="c", base_spec=base.id, revision=None, adapters=(style,), folder=folder)
-    nf4 = test_bnb.test_base_quant_load(bench, candidate)
-    test_fidelity.test_adapter_files(bench, base, style)
-    test_bnb.test_lora_mount(bench, base, nf4, style, style, Prompts(path=paths.GATES / "prompts"), 8)
+    given = {"candidate": candidate, "base": base, "adapter": style, "sound_adapter": style, "max_new_tokens": 8}
+    nf4 = judge("base_quant_load_ok", bench, **given)
+    judge("adapter_files_ok", bench, **given)
+    prompts = Prompts(path=paths.GATES / "prompts")
+    judge("<adapter>_lora_mount_ok", bench, base_nf4=nf4, prompts=prompts, **given)
 
 
-def test_a_healthy_adapter_mounts(base: Base, adapter_folder: Path, bench: Bench) -> None:
+def test_a_healthy_adapter_mounts(base: Base, adapter_folder: Path, bench: Runner) -> None:
     mount(base, adapter_folder, bench)
 
 
@@ -120,8 +128,12 @@ def write_again(**options: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
-        pytest.param(narrow_the_config, "target_modules leaves out 2 modules", id="config narrower than the weights"),
-        pytest.param(widen_the_config, "asks for 2 modules that are not in the file", id="config wider"),
+        pytest.param(
+            narrow_the_config,
+            "2 modules of the weights are left out by target_modules",
+            id="config narrower than the weights",
+        ),
+        pytest.param(widen_the_config, "2 modules that target_modules in .* asks for", id="config wider"),
         pytest.param(
             edit_weights(b"model.layers.1.self_attn.q_proj", b"model.layerz.1.self_attn.q_proj"),
             "are not in",
@@ -129,7 +141,7 @@ def write_again(**options: Any) -> Callable[[Path], None]:
         ),
         pytest.param(
             edit_weights(b"layers.1.self_attn.q_proj.lora_B", b"layers.1.self_attn.q_proj.lora_C"),
-            "only one of lora_A and lora_B",
+            "have only one of lora_A and lora_B",
             id="one half missing",
         ),
         pytest.param(write_again(scale=0.0), "does nothing", id="B never trained"),
@@ -141,7 +153,7 @@ def write_again(**options: Any) -> Callable[[Path], None]:
     ],
 )
 def test_a_broken_adapter_fails_its_mount(
-    base: Base, adapter_folder: Path, bench: Bench, tmp_path: Path, break_it: Callable[[Path], None], said: str
+    base: Base, adapter_folder: Path, bench: Runner, tmp_path: Path, break_it: Callable[[Path], None], said: str
 ) -> None:
     folder = Path(shutil.copytree(adapter_folder, tmp_path / "broken"))
     break_it(folder)
@@ -160,14 +172,14 @@ def copy_with(base: Base, folder: Path, name: str, change: Callable[[np.ndarray[
     return folder
 
 
-def test_a_base_that_computes_nan_fails_to_load(base: Base, bench: Bench, tmp_path: Path) -> None:
+def test_a_base_that_computes_nan_fails_to_load(base: Base, bench: Runner, tmp_path: Path) -> None:
     def poison(bits: np.ndarray[Any, Any]) -> None:
         bits[0] = 0x7FC0
 
     folder = copy_with(base, tmp_path / "nan", "model.norm.weight", poison)
     candidate = Candidate(name="c", base_spec=str(folder), revision=None, adapters=(), folder=tmp_path)
     with pytest.raises(AssertionError, match="logits are NaN or inf"):
-        test_bnb.test_base_quant_load(bench, candidate)
+        judge("base_quant_load_ok", bench, candidate=candidate)
 
 
 def forensics(base: Base, adapter_folder: Path, merged: Path) -> dict[str, Any]:

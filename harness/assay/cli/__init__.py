@@ -1,1 +1,1 @@
-"""The command `assay`: one module per command. Nothing here judges."""
+"""The command `assay`: one module per command, with its function `command`. Nothing here judges."""

@@ -1,4 +1,4 @@
-"""`assay plan BASE`: what training and deploying a fine-tune of a base takes, before any weight is downloaded."""
+"""`assay plan`: what training and deploying a fine-tune of a base takes, before any weight is downloaded."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from assay import paths
+from assay.cli.arguments import Revision
 from assay.errors import InputError, StepFailed
 from assay.files import read_json
 from assay.inputs.bases import EMBEDDED, find_base, from_hub
@@ -22,8 +24,36 @@ from assay.inputs.lora import CONFIG, WEIGHTS
 from assay.measures import sizing as plan
 from assay.measures.sizing import Shapes
 from assay.steps.catalogue import Config, ReadShapes
-from assay.steps.runner import Bench
+from assay.steps.runner import Runner
 from assay.steps.store import Store
+
+EXAMPLE = "assay plan Qwen/Qwen3-8B --batch 8 --tokens 512"
+EXIT_CODES = {0: "planned", 2: "no model can be built from the config, or the adapter does not fit it"}
+
+
+def command(
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="a folder with config.json, that file, a hub id, or " + EMBEDDED)
+    ],
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="WHERE", help="folder or hub id (default: the thesis's LoRA, r=16 on q, k, v, o)"),
+    ] = None,
+    revision: Revision = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="samples per training step")] = 8,
+    tokens: Annotated[int, typer.Option(metavar="N", help="tokens per sample")] = 512,
+    context: Annotated[int, typer.Option(metavar="N", help="tokens of context when deployed")] = 4096,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON, in bytes")] = False,
+) -> int:
+    """Only the config is read: no weight is downloaded."""
+    shapes = read_shapes(base, revision)
+    lora = read_lora(shapes, Adapter(name="adapter", source=adapter) if adapter else None)
+    data = make_plan(shapes, lora, batch=batch, length=tokens, context=context)
+    if as_json:
+        print(json.dumps(data, indent=2))
+    else:
+        render(base, data, Console())
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +82,14 @@ def read_shapes(spec: str, revision: str | None = None) -> Shapes:
         folder = from_hub(spec, revision, ["config.json"])
     config = read_json(folder / "config.json")
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(Store(paths.cache() / "store"), Path(scratch), "plan", say=lambda _: None)
+        runner = Runner(Store(paths.cache() / "store"), Path(scratch), "plan", say=lambda _: None)
         try:
-            facts = bench.make(ReadShapes(config=Config(path=folder))).facts
+            facts = runner.make(ReadShapes(config=Config(path=folder))).facts(ReadShapes.read)
         except StepFailed as problem:
             raise InputError(f"{folder / 'config.json'}: no model can be built from it: {problem.reason}") from None
     return Shapes(
-        parameters={name: tuple(shape) for name, shape in facts["parameters"].items()},
-        linears=frozenset(facts["linears"]),
+        parameters={name: tuple(shape) for name, shape in facts.parameters.items()},
+        linears=frozenset(facts.linears),
         config=config,
     )
 
@@ -154,16 +184,3 @@ def render(name: str, data: dict[str, Any], console: Console) -> None:
     for form, size in training["peak_bytes"].items():
         table.add_row(form, f"{size / 1e9:.2f} GB", training["card"][form] or "none of them")
     console.print(table)
-
-
-def run(
-    spec: str, adapter: str | None, revision: str | None, *, batch: int, length: int, context: int, as_json: bool
-) -> int:
-    shapes = read_shapes(spec, revision)
-    lora = read_lora(shapes, Adapter(name="adapter", source=adapter) if adapter else None)
-    data = make_plan(shapes, lora, batch=batch, length=length, context=context)
-    if as_json:
-        print(json.dumps(data, indent=2))
-    else:
-        render(spec, data, Console())
-    return 0

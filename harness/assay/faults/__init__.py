@@ -1,1 +1,4 @@
-"""Fault injection: what the gates must catch, and the healthy variants that the gates must let pass."""
+"""Fault injection: which gate catches which fault, and that no gate fails on a healthy variant.
+
+`cases/` lists the cases, `edits/` holds what they alter a candidate with, the modules here judge them.
+"""

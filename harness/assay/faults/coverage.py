@@ -1,69 +1,84 @@
-"""What fault injection showed: which gates catch which faults, and what they say of healthy variants."""
+"""What fault injection measured: which gates catch which faults, and what they say of healthy variants."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
-from assay.faults.catalogue import FAULTS, HEALTHY_VARIANTS
-from assay.faults.fault import OUT_OF_REACH, Place
-from assay.faults.runner import HEALTHY, FaultRunner, Judged
+from assay.faults.catalogue import FAULTS, HEALTHY_VARIANTS, OUT_OF_REACH
+from assay.faults.digests import measured_with
+from assay.faults.fault import BASELINE
+from assay.faults.result import CaseResult
+from assay.faults.runner import FaultRunner
 from assay.machine import machine
 from assay.measures.statistics import lower_bound
 
-VERSION = 1
+VERSION = 2
 
 
-def measured(runner: FaultRunner, judged: Iterable[Judged]) -> dict[str, Any]:
-    """Everything the tables are made of, as plain JSON values."""
-    by_name = {one.name: one for one in judged}
-    healthy = by_name[HEALTHY]
+def coverage(runner: FaultRunner, results: Iterable[CaseResult]) -> dict[str, Any]:
+    """All that the page is made of, as JSON values. Faults and variants keep the order of `results`."""
+    by_name = {one.name: one for one in results}
+    baseline = by_name[BASELINE]
     here = machine()
     return {
         "version": VERSION,
+        "measured_with": measured_with(),
         "candidate": runner.candidate.name,
         "base": runner.candidate.base_spec,
         "adapter": runner.adapter.name,
         "machine": {key: here[key] for key in ("processor", "cores", "memory_bytes", "gpus")},
         "quick": runner.quick,
         "gates": runner.order,
-        "faults": {name: _defect(runner, one, healthy) for name, one in by_name.items() if name in runner.faults},
-        "variants": {name: _variant(one, healthy) for name, one in by_name.items() if name in runner.variants},
+        "faults": {name: _fault(one, baseline) for name, one in by_name.items() if name in FAULTS},
+        "variants": {name: _variant(one, baseline) for name, one in by_name.items() if name in HEALTHY_VARIANTS},
+        "out_of_reach": [asdict(one) for one in OUT_OF_REACH],
     }
 
 
-def _defect(runner: FaultRunner, one: Judged, healthy: Judged) -> dict[str, Any]:
-    known = runner.faults[one.name]
-    caught = one.caught_by(healthy)
-    named = [gate for gate in caught if one.causes.get(gate, [])[:1] == [known.cause]]
+def _fault(one: CaseResult, baseline: CaseResult) -> dict[str, Any]:
+    fault = FAULTS[one.name]
     return {
-        "place": known.place.value,
-        "silent": known.silent,
-        "not_here": one.not_here,
-        "caught_by": caught,
-        "blocked": [gate for gate, status in one.statuses.items() if status == "blocked"],
-        "cause": known.cause,
-        "cause_named_by": named,
-        "reason": one.reasons.get(caught[0], "") if caught else "",
+        "title": fault.title,
+        "area": fault.area.value,
+        "module": fault.module,
+        "silent": fault.silent,
+        "cause": fault.cause,
+        "not_applicable": one.not_applicable,
+        "caught_by": one.caught_by(baseline),
+        "cause_named_by": cause_named_by(one, baseline),
+        "blocked": sum(status == "blocked" for status in one.statuses.values()),
         "seconds": one.seconds,
     }
 
 
-def _variant(one: Judged, healthy: Judged) -> dict[str, Any]:
+def cause_named_by(one: CaseResult, baseline: CaseResult) -> list[str]:
+    """The gates that catch a fault and name its cause first."""
+    return [gate for gate in one.caught_by(baseline) if one.causes.get(gate, [])[:1] == [FAULTS[one.name].cause]]
+
+
+def alarms(one: CaseResult, baseline: CaseResult) -> list[str]:
+    """The gates that fail a healthy variant. On the baseline, which is compared with nothing, each failure counts."""
+    return one.alarms(CaseResult(name="") if one.name == BASELINE else baseline)
+
+
+def _variant(one: CaseResult, baseline: CaseResult) -> dict[str, Any]:
     return {
-        "not_here": one.not_here,
-        "alarms": one.alarms(Judged(name="") if one.name == HEALTHY else healthy),
-        "reasons": one.reasons,
+        "title": HEALTHY_VARIANTS[one.name].title,
+        "not_applicable": one.not_applicable,
+        "alarms": alarms(one, baseline),
         "causes_that_fit": sorted(set(one.fits)),
         "seconds": one.seconds,
     }
 
 
 def rates(data: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Counts of what was caught, of what was named and of false alarms: how many, of how many."""
-    faults = [one for one in data["faults"].values() if one["not_here"] is None]
+    """Counts as (how many, of how many): `silent` and `all` faults caught, faults `named` with their cause, variants
+    with `alarms`, variants on which a cause `fits` a gate that passed. Cases that are not applicable do not count."""
+    faults = [one for one in data["faults"].values() if one["not_applicable"] is None]
     silent = [one for one in faults if one["silent"]]
-    variants = [one for one in data["variants"].values() if one["not_here"] is None]
+    variants = [one for one in data["variants"].values() if one["not_applicable"] is None]
     return {
         "silent": (sum(bool(one["caught_by"]) for one in silent), len(silent)),
         "all": (sum(bool(one["caught_by"]) for one in faults), len(faults)),
@@ -76,20 +91,20 @@ def rates(data: dict[str, Any]) -> dict[str, tuple[int, int]]:
 def summary(data: dict[str, Any]) -> list[str]:
     """One line per rate, with exact one-sided 95 % bounds.
 
-    The bounds treat the faults as a random sample of all faults, which they are not.
+    The bounds treat the cases as random samples, which they are not.
     """
     found = rates(data)
     lines = []
-    for key, what in (("silent", "silent faults caught"), ("all", "of all faults caught")):
+    for key, what in (("silent", "silent faults"), ("all", "faults")):
         some, of = found[key]
-        lines.append(f"{some} of {of} {what} ({_share(some, of)}, at least {100 * lower_bound(some, of):.1f} %)")
+        lines.append(f"{some} of {of} {what} caught ({_share(some, of)}, at least {100 * lower_bound(some, of):.1f} %)")
     some, of = found["named"]
-    lines.append(f"{some} of {of} named with their cause first")
+    lines.append(f"{some} of {of} faults named with their cause first")
     some, of = found["alarms"]
     highest = 100 * (1 - lower_bound(of - some, of))
-    lines.append(f"{some} false alarms over {of} healthy variants (at most {highest:.1f} %)")
+    lines.append(f"{some} false alarms on {of} healthy variants (at most {highest:.1f} %)")
     some, of = found["fits"]
-    lines.append(f"{some} of {of} healthy variants on which a cause would fit a gate that passed")
+    lines.append(f"{some} of {of} healthy variants on which a cause fits a gate that passed")
     return lines
 
 
@@ -98,62 +113,5 @@ def _share(some: int, of: int) -> str:
 
 
 def missed(data: dict[str, Any]) -> list[str]:
-    """Faults that no gate caught."""
-    return [name for name, one in data["faults"].items() if one["not_here"] is None and not one["caught_by"]]
-
-
-def render(data: dict[str, Any]) -> str:
-    """`docs/coverage.md`."""
-    lines = [
-        "# What the gates catch",
-        "",
-        "Generated by `assay faults --publish` from `coverage.json` beside it. Each fault breaks one thing of a "
-        "healthy candidate, and the real gates judge it with the real tools; first is the first gate to say so in the "
-        "order of the policy. `assay faults` does the same with a candidate of yours.",
-        "",
-        f"Candidate `{data['candidate']}` (adapter `{data['adapter']}`) on `{data['base']}`; "
-        f"{data['machine']['processor']}, {data['machine']['cores']} cores, "
-        f"{'no GPU' if not data['machine']['gpus'] else ', '.join(data['machine']['gpus'])}.",
-        "",
-    ]
-    lines += [f"- {line}" for line in summary(data)]
-    lines.append("")
-    for place in Place:
-        rows = [(name, one) for name, one in data["faults"].items() if one["place"] == place.value]
-        if not rows:
-            continue
-        caught = sum(bool(one["caught_by"]) for _, one in rows)
-        lines += [f"## {place.value}: {caught} of {len(rows)}", ""]
-        lines += ["| fault | silent | caught first by | also by | blocked | s |", "|---|---|---|---|---:|---:|"]
-        for name, one in rows:
-            title = FAULTS[name].title if name in FAULTS else ""
-            silent = "silent" if one["silent"] else "loud"
-            first, also = _gates(one)
-            lines.append(
-                f"| `{name}`: {title} | {silent} | {first} | {also} | {len(one['blocked'])} | {one['seconds']:.0f} |"
-            )
-        lines.append("")
-    lines += ["## By gate", "", "| gate | first to catch | also catches |", "|---|---|---:|"]
-    for gate in data["gates"]:
-        first_of = [name for name, one in data["faults"].items() if one["caught_by"][:1] == [gate]]
-        also_of = [name for name, one in data["faults"].items() if gate in one["caught_by"][1:]]
-        lines.append(f"| `{gate}` | {', '.join(f'`{name}`' for name in first_of) or '–'} | {len(also_of)} |")
-    lines += ["", "## Out of reach", ""]
-    lines += [f"- `{one.name}`: {one.title} Why: {one.reason}." for one in OUT_OF_REACH]
-    lines += ["", "## Healthy variants", "", "| healthy variant | false alarms | s |", "|---|---|---:|"]
-    for name, one in data["variants"].items():
-        alarms = ", ".join(f"`{gate}`" for gate in one["alarms"]) or "none"
-        alarms = f"not here: {one['not_here']}" if one["not_here"] else alarms
-        title = HEALTHY_VARIANTS[name].title if name in HEALTHY_VARIANTS else ""
-        lines.append(f"| `{name}`: {title} | {alarms} | {one['seconds']:.0f} |")
-    return "\n".join(lines) + "\n"
-
-
-def _gates(one: dict[str, Any]) -> tuple[str, str]:
-    if one["not_here"]:
-        return f"not here: {one['not_here']}", ""
-    if not one["caught_by"]:
-        return "**missed**", ""
-    names = [f"`{gate}`" for gate in one["caught_by"]]
-    more = f", … {len(names) - 4} more" if len(names) > 4 else ""
-    return names[0], ", ".join(names[1:4]) + more
+    """The faults that no gate caught."""
+    return [name for name, one in data["faults"].items() if one["not_applicable"] is None and not one["caught_by"]]

@@ -1,7 +1,8 @@
-"""The faults: faults that Assay must catch, and healthy variants that it must let pass.
+"""What a case is, and the register of all cases.
 
-A fault is a function that breaks one thing of a healthy candidate: its files, what a library or a tool makes of them,
-a tool itself, or the machine. The real gates then judge it, with the real tools. `assay faults` runs them.
+A case is a function that alters one thing of a healthy candidate: its files, what a library or a tool makes of them, a
+tool itself, or the machine. A *fault* breaks that thing, and a gate must fail. A *healthy variant* differs, and every
+gate must pass. The real gates judge both, with the real tools.
 """
 
 from __future__ import annotations
@@ -9,20 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from assay.faults.sandbox import Sandbox
+from assay.faults.edits.sandbox import Sandbox
 
-Breaks = Callable[["Sandbox"], None]
+Make = Callable[[Sandbox], None]
 
-
-class NotApplicable(Exception):
-    """A case that this candidate or this machine cannot have; the text says why."""
+BASELINE = "as_trained"
+"""The healthy variant that alters nothing. What gates say of every other case is compared with what they say of it."""
 
 
-class Place(StrEnum):
-    """The class of a fault: where in the chain it enters."""
+class Area(StrEnum):
+    """Where a fault enters, in the order of the work."""
 
     DATA = "training"
     ADAPTER = "adapter"
@@ -40,37 +38,42 @@ class Place(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A fault or a healthy healthy_variant."""
+    """A fault or a healthy variant."""
 
     name: str
     title: str
-    """What it is, in one sentence."""
-    make: Breaks
+    """What differs, in one sentence."""
+    make: Make
+    quick: bool
+    """Whether gates that load no model can judge it: part of `assay faults --quick`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault(Case):
-    place: Place
+    """A case that a gate must catch."""
+
+    area: Area
     silent: bool
-    """Whether every command succeeds and the model is broken all the same."""
+    """Whether every command succeeds although the model is broken."""
     first: str
-    """The gate that should see it first, in the policy's order, with `<adapter>` where it has one."""
+    """Id of the gate that must catch it first, in the policy's order, with `<adapter>` where the id has one."""
     cause: str
-    """The cause in `gates/causes.toml` that should be named for it."""
-    quick: bool
-    """Whether the gate that sees it needs no model: part of the fast subset."""
+    """Id of the cause in `gates/causes.toml` that must come first in that gate's failure."""
+
+    @property
+    def module(self) -> str:
+        """The module of `assay.faults.cases` that lists it."""
+        return self.make.__module__.rpartition(".")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HealthyVariant(Case):
-    """Healthy, and unlike the others in one respect: no gate may fail on it."""
-
-    quick: bool
+    """A case that every gate must pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutOfReach:
-    """A fault that no gate can see, and why."""
+    """A fault that no gate can catch, and why."""
 
     name: str
     title: str
@@ -79,55 +82,23 @@ class OutOfReach:
 
 FAULTS: dict[str, Fault] = {}
 HEALTHY_VARIANTS: dict[str, HealthyVariant] = {}
-OUT_OF_REACH = (
-    OutOfReach(
-        name="alpha_wrong_in_training",
-        title="Training itself ran with another alpha than was meant.",
-        reason="the adapter's config is the only word on its scale; what training wrote is what is judged",
-    ),
-    OutOfReach(
-        name="layers_swapped_before_recording",
-        title="Two layers' matrices were swapped before candidate.json was written.",
-        reason="every file agrees with every other; only the task's own metrics can tell, with enough samples",
-    ),
-    OutOfReach(
-        name="diverged_to_word_salad",
-        title="Training diverged so far that answers are different words in no order.",
-        reason="answers are judged by repetition and letters and not by sense, and full precision, which all forms are "
-        "compared with, says the same; only the task's own metrics can tell, with enough samples",
-    ),
-    OutOfReach(
-        name="template_wrong_everywhere",
-        title="The base's chat template was edited before training, which used it too.",
-        reason="training and all runtimes agree on it, so it is what was trained",
-    ),
-)
 
 
-def fault(
-    place: Place, *, first: str, cause: str, silent: bool = True, quick: bool = False
-) -> Callable[[Breaks], Breaks]:
-    """Put a function into the faults; its docstring says what is broken, its name is the fault's."""
+def fault(area: Area, *, first: str, cause: str, silent: bool = True, quick: bool = False) -> Callable[[Make], Make]:
+    """Register a function as a fault: its name is the fault's, its docstring says what is broken."""
 
-    def add(make: Breaks) -> Breaks:
-        name = make.__name__
+    def register(make: Make) -> Make:
+        name, title = make.__name__, " ".join((make.__doc__ or "").split())
         assert name not in FAULTS, name
         FAULTS[name] = Fault(
-            name=name,
-            title=" ".join((make.__doc__ or "").split()),
-            make=make,
-            place=place,
-            silent=silent,
-            first=first,
-            cause=cause,
-            quick=quick,
+            name=name, title=title, make=make, area=area, silent=silent, first=first, cause=cause, quick=quick
         )
         return make
 
-    return add
+    return register
 
 
-def healthy(name: str, title: str, make: Breaks, *, quick: bool = False) -> None:
-    """Put a healthy healthy_variant into the faults."""
+def healthy(name: str, title: str, make: Make, *, quick: bool = False) -> None:
+    """Register a healthy variant."""
     assert name not in HEALTHY_VARIANTS, name
     HEALTHY_VARIANTS[name] = HealthyVariant(name=name, title=title, make=make, quick=quick)

@@ -1,106 +1,75 @@
-"""Why a gate failed: causes are data (`gates/causes.toml`), judged by the evidence in a gate's facts, reason and logs.
+"""Why a gate failed: causes are data (`causes.toml` beside the gates), chosen by failure code, facts and tools' logs.
 
-A cause is named where all of its evidence is there. Of several, the one with the most evidence comes first. None is an
-answer too: then the report says what to send.
+A cause never looks at a gate's sentence. It is named where all that it asks for is there; of several, the one that asks
+for most comes first. None is an answer too: then the report says what to send.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import re
-from collections.abc import Iterator
+import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from pydantic import Field, ValidationError, field_validator, model_validator
+
 from assay.errors import InputError
-from assay.files import read_toml, refuse_unknown_keys
-from assay.record.record import Finding, Outcome
+from assay.facts import Facts
+from assay.files import read_toml
+from assay.gating.task import COMPARED
+from assay.record.outcome import Diagnosis, Outcome
+from assay.steps.catalogue import stages
+from assay.steps.step import Stage
+from assay.validation import FileModel, Text, refuse_unknown_names, validate
 
 FILE = "causes.toml"
-_KEYS = ("id", "gates", "if", "also", "cause", "fix", "link", "affects")
-_TESTS = ("matches", "above", "below", "equals", "empty")
+PREDICATES = "predicates"
+"""The module beside the gates whose functions a cause may name in `when`."""
 LOG_BYTES = 4_000_000
 """Of a log that is read. Logs are capped at half of that."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """One thing that is there or not."""
-
-    place: str
-    """`reason`, `log`, or the name of a fact."""
-    tests: dict[str, Any]
-    """`matches` (a regular expression), `above`, `below`, `equals`, `empty` (true or false); all must hold."""
-
-    def found(self, seen: Any) -> tuple[str, dict[str, str]] | None:
-        """What of it was seen, in words, and the named groups of its expression; None if it is not there."""
-        words: dict[str, str] = {}
-        if seen is None:  # a fact that is not there is no evidence, not even of emptiness
-            return None
-        shown = str(seen)
-        for test, wanted in self.tests.items():
-            if test == "matches":
-                texts = [str(item) for item in seen] if isinstance(seen, list | tuple) else [str(seen)]
-                match = next((match for text in texts if (match := re.search(wanted, text, re.MULTILINE))), None)
-                if match is None:
-                    return None
-                words |= {name: value for name, value in match.groupdict().items() if value is not None}
-                shown = match[0]
-            elif test in ("above", "below"):
-                number = seen if isinstance(seen, int | float) and not isinstance(seen, bool) else None
-                if number is None or not (number > wanted if test == "above" else number < wanted):
-                    return None
-            elif (test == "equals" and seen != wanted) or (test == "empty" and (not seen) != wanted):
-                return None
-        if isinstance(seen, list | tuple) and "matches" not in self.tests:
-            shown = f"{len(seen)}, {seen[0]} first" if seen else "none"
-        where = self.place if self.place in ("reason", "log") else f"fact {self.place}"
-        return f"{where}: {' '.join(shown.split())[:160]}", words
+Predicate = Callable[..., bool]
+"""Typed facts to whether the cause may be behind them. Its parameters' types say which facts it needs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cause:
-    """One way of failing that is known."""
+class Cause(FileModel):
+    """One way of failing that is known: an entry of `causes.toml`."""
 
-    id: str
-    gates: frozenset[str]
-    """Where it shows, with `<adapter>` in the ids that have it."""
-    needs: tuple[Evidence, ...]
-    """All of it must be there."""
-    also: tuple[Evidence, ...]
-    """Each that is there as well makes it likelier."""
-    cause: str
-    fix: str
+    id: Text
+    codes: tuple[str, ...] = Field((), strict=False)
+    """Failure codes, any of which is there. Empty: any failure whose log matches."""
+    gates: tuple[str, ...] = Field((), strict=False)
+    """Ids of gates that it may be behind, with `<adapter>` where they have it. Empty: any gate."""
+    when: str = ""
+    """Name of a predicate on typed facts, in `predicates.py` beside the gates."""
+    log: str = ""
+    """A regular expression on the log of a third-party tool. Its named groups may be used in the texts."""
+    cause: Text
+    fix: Text
     """A command or a setting to paste."""
-    link: str
-    affects: str
-    """The versions it happens in, as far as known."""
+    link: str = ""
+    affects: str = ""
+    """The versions that it happens in, as far as known."""
 
-    def fits(self, outcome: Outcome, logs: str) -> Finding | None:
-        seen: list[str] = []
-        words = {name: _first(fact) for name, fact in outcome.facts.items()}
-        for needed, some in ((True, self.needs), (False, self.also)):
-            for evidence in some:
-                found = evidence.found(_look(evidence.place, outcome, logs))
-                if found is not None:
-                    seen.append(found[0])
-                    words |= found[1]
-                elif needed:
-                    return None
-        words |= {"adapter": outcome.adapter or "NAME", "gate": outcome.gate}
-        texts = {name: Template(getattr(self, name)).safe_substitute(words) for name in ("cause", "fix")}
-        return Finding(id=self.id, link=self.link, affects=self.affects, evidence=tuple(seen), **texts)
+    @field_validator("log")
+    @classmethod
+    def _is_an_expression(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as problem:
+            raise ValueError(f"a regular expression ({problem})") from None
+        return pattern
 
-
-def _look(place: str, outcome: Outcome, logs: str) -> Any:
-    return {"reason": outcome.reason, "log": logs}.get(place, outcome.facts.get(place))
-
-
-def _first(fact: Any) -> str:
-    if isinstance(fact, list | tuple):
-        return str(fact[0]) if fact else "none"
-    return str(fact)
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Cause:
+        if not self.codes and not self.log:
+            raise ValueError("failure codes, or a pattern of a tool's log")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +77,9 @@ class Causes:
     """Every cause that is known, the commoner ones of equal evidence first."""
 
     all: tuple[Cause, ...]
+    predicates: dict[str, Predicate]
 
-    def fitting(self, run: Path, gate: str, outcome: Outcome) -> list[Finding]:
+    def fitting(self, run: Path, gate: str, outcome: Outcome) -> list[Diagnosis]:
         """What may have caused this, the likeliest first.
 
         Args:
@@ -117,8 +87,73 @@ class Causes:
             gate: the gate's id, with `<adapter>` where it has one.
         """
         logs = "\n".join(_read_log(run / use.log) for use in outcome.steps)
-        found = [finding for cause in self.all if gate in cause.gates and (finding := cause.fits(outcome, logs))]
+        facts = typed_facts(outcome)
+        found = [finding for cause in self.all if (finding := self._fits(cause, gate, outcome, facts, logs))]
         return sorted(found, key=lambda finding: -len(finding.evidence))
+
+    def _fits(self, cause: Cause, gate: str, outcome: Outcome, facts: list[Facts], logs: str) -> Diagnosis | None:
+        evidence: list[str] = []
+        words: dict[str, str] = {}
+        for one in facts:
+            words |= {name: _first(value) for name, value in one}
+        words |= {name: str(value) for name, value in outcome.details.items()}
+        if cause.gates and gate not in cause.gates:
+            return None
+        if cause.codes:
+            if outcome.code not in cause.codes:
+                return None
+            evidence.append(f"failure code: {outcome.code}")
+        if cause.when:
+            predicate = self.predicates[cause.when]
+            if not holds(predicate, facts):
+                return None
+            evidence.append(f"facts: {(inspect.getdoc(predicate) or cause.when).partition(chr(10))[0]}")
+        if cause.log:
+            match = re.search(cause.log, logs, re.MULTILINE)
+            if match is None:
+                return None
+            words |= {name: value for name, value in match.groupdict().items() if value is not None}
+            evidence.append(f"log: {' '.join(match[0].split())[:160]}")
+        words |= {"adapter": outcome.adapter or "NAME", "gate": outcome.gate}
+        texts = {name: Template(getattr(cause, name)).safe_substitute(words) for name in ("cause", "fix")}
+        return Diagnosis(id=cause.id, link=cause.link, affects=cause.affects, evidence=tuple(evidence), **texts)
+
+
+def known_stages() -> dict[str, Stage[Any]]:
+    """Every stage whose facts a record may hold, by id."""
+    return {**stages(), COMPARED.id: COMPARED}
+
+
+def typed_facts(outcome: Outcome) -> list[Facts]:
+    """The facts of a record as what they were measured as. Those of another version of Assay are left out."""
+    known, found = known_stages(), []
+    for id, values in outcome.facts.items():
+        if id in known:
+            try:
+                found.append(known[id].facts.model_validate(values))
+            except ValidationError:
+                continue
+    return found
+
+
+def holds(predicate: Predicate, facts: list[Facts]) -> bool:
+    """Whether the facts that a predicate needs are there, and it holds of them."""
+    hints = typing.get_type_hints(predicate)
+    hints.pop("return", None)
+    given = {}
+    for name, kind in hints.items():
+        one = next((one for one in facts if isinstance(one, kind)), None)
+        if one is None:
+            return False
+        given[name] = one
+    return predicate(**given)
+
+
+def _first(fact: Any) -> str:
+    """A fact as a text names it: of a list its first item."""
+    if isinstance(fact, list | tuple):
+        return str(fact[0]) if fact else "none"
+    return f"{fact:.4g}" if isinstance(fact, float) else str(fact)
 
 
 def _read_log(file: Path) -> str:
@@ -130,60 +165,43 @@ def _read_log(file: Path) -> str:
 
 
 def read_causes(file: Path, gates: list[str]) -> Causes:
-    """Read `causes.toml`.
+    """Read `causes.toml`, and the predicates beside it.
 
     Args:
         gates: the ids of all gates.
 
     Raises:
-        InputError: not there, not TOML, an unknown key, gate or test, a missing key, a broken expression, an id twice.
+        InputError: not there, not TOML, an unknown key, gate or predicate, a missing key, an id twice.
     """
     data = read_toml(file, {"cause"})
-    causes = tuple(_cause(file, entry, gates) for entry in data.get("cause", []))
+    predicates = _predicates(file.parent)
+    causes = tuple(_cause(file, entry, gates, predicates) for entry in data.get("cause", []))
     ids = [cause.id for cause in causes]
     if twice := [id for id in ids if ids.count(id) > 1]:
         raise InputError(f"{file}: the cause {twice[0]!r} is there twice.")
-    return Causes(all=causes)
+    return Causes(all=causes, predicates=predicates)
 
 
-def _cause(file: Path, entry: dict[str, Any], gates: list[str]) -> Cause:
+def _predicates(folder: Path) -> dict[str, Predicate]:
+    """The public functions of `predicates.py`."""
+    file = folder / f"{PREDICATES}.py"
+    if not file.exists():
+        return {}
+    spec = importlib.util.spec_from_file_location(f"{PREDICATES}_of_{folder.name}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {
+        name: function
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == spec.name and not name.startswith("_")
+    }
+
+
+def _cause(file: Path, entry: dict[str, Any], gates: list[str], predicates: dict[str, Predicate]) -> Cause:
     where = f"{file} cause {entry.get('id')!r}"
-    refuse_unknown_keys(where, entry, _KEYS)
-    if lacking := [key for key in ("id", "gates", "if", "cause", "fix") if not entry.get(key)]:
-        raise InputError(f"{where}: the key {lacking[0]!r} is missing.")
-    refuse_unknown_keys(f"{where} gates", entry["gates"], gates)
-    needs, also = (tuple(_evidence(where, entry.get(key, []))) for key in ("if", "also"))
-    return Cause(
-        id=entry["id"],
-        gates=frozenset(entry["gates"]),
-        needs=needs,
-        also=also,
-        cause=entry["cause"],
-        fix=entry["fix"],
-        link=entry.get("link", ""),
-        affects=entry.get("affects", ""),
-    )
-
-
-def _evidence(where: str, entries: list[dict[str, Any]]) -> Iterator[Evidence]:
-    for entry in entries:
-        refuse_unknown_keys(f"{where} evidence", entry, ["reason", "log", "fact", *_TESTS])
-        places = [key for key in ("reason", "log", "fact") if key in entry]
-        if len(places) != 1:
-            raise InputError(f"{where}: each piece of evidence names one of reason, log and fact; {places} seen.")
-        place, tests = places[0], {key: value for key, value in entry.items() if key in _TESTS}
-        if place != "fact" and tests:
-            raise InputError(f"{where}: {place} is an expression of its own; {', '.join(tests)} go with a fact.")
-        if place != "fact":
-            tests = {"matches": entry[place]}
-        for test, kind in (("matches", str), ("above", int | float), ("below", int | float), ("empty", bool)):
-            if test in tests and not isinstance(tests[test], kind):
-                raise InputError(f"{where}: {test} = {tests[test]!r} is of another kind than expected.")
-        for pattern in [tests["matches"]] if "matches" in tests else []:
-            try:
-                re.compile(pattern)
-            except re.error as problem:
-                raise InputError(f"{where}: {pattern!r} is no regular expression ({problem}).") from None
-        if not tests:
-            raise InputError(f"{where}: the fact {entry['fact']!r} needs one of {', '.join(_TESTS)}.")
-        yield Evidence(place=entry["fact"] if place == "fact" else place, tests=tests)
+    cause = validate(Cause, entry, where)
+    refuse_unknown_names(where, "gate", cause.gates, gates)
+    refuse_unknown_names(where, "predicate", [cause.when] if cause.when else [], predicates)
+    return cause

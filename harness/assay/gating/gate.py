@@ -1,4 +1,4 @@
-"""A gate is a pytest test with a public id. What it makes, a later gate may take as a prerequisite."""
+"""A gate is a pytest test with a public id. What a gate makes, a later gate may take as a prerequisite."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import pytest
-from _pytest.outcomes import Skipped
 
 from assay.errors import NoRoom
 
 Per = Literal["run", "dataset", "candidate", "adapter"]
-_ALWAYS_THERE = ("bench", "candidate", "adapter", "prompts", "probes", "max_new_tokens", "scored_tokens", "gguf_dtype")
+_GIVEN = ("evidence", "candidate", "adapter", "prompts", "probes", "max_new_tokens", "scored_tokens", "gguf_dtype")
 """Fixtures that are no prerequisite: nothing has to be made or judged for them."""
-Body = TypeVar("Body", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,47 +25,103 @@ class Gate:
     id: str
     """Stable and public. `<adapter>` in it stands for the adapter's name."""
     per: Per
-    """Whether it is judged once a run, once a candidate, once an adapter, or once for the dataset trained on."""
-    route: str
-    """The family it belongs to: the name of its file, `test_<route>.py`."""
-    title: str
-    """The first line of its docstring."""
-    guide: str
-    """The rest of its docstring: why it matters, what to do when it fails."""
-    needs: tuple[str, ...]
-    """The fixtures that are its prerequisites."""
-    test: str
-    """`file::function`, for pytest."""
+    """Whether it is judged once per run, per candidate, per adapter, or for the dataset that was trained on."""
+    body: Callable[..., Any]
+    """Judges. Returns what it made, which a prerequisite hands on."""
+
+    @property
+    def route(self) -> str:
+        """The family it belongs to: the name of its file, `test_<route>.py`."""
+        return self._module.removeprefix("test_")
+
+    @property
+    def title(self) -> str:
+        """What the gate claims: the first line of the docstring."""
+        return (inspect.getdoc(self.body) or "").partition("\n")[0].strip()
+
+    @property
+    def guide(self) -> str:
+        """Why it matters and what to do when it fails: the rest of the docstring."""
+        return (inspect.getdoc(self.body) or "").partition("\n")[2].strip()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The fixtures that are its prerequisites."""
+        return tuple(name for name in inspect.signature(self.body).parameters if name not in _GIVEN)
+
+    @property
+    def test(self) -> str:
+        """`file::function`, for pytest."""
+        return f"{self._module}.py::{self.body.__name__}"
+
+    @property
+    def _module(self) -> str:
+        return self.body.__module__.rpartition(".")[2]
 
     def name_for(self, adapter: str | None) -> str:
         return self.id.replace("<adapter>", adapter or "<adapter>")
 
 
-class Blocked(Skipped):
+class GateFailed(AssertionError):
+    """What was judged is not as it must be.
+
+    Args:
+        code: why, as a stable word that causes, tests and the fault coverage refer to.
+        text: why, for people: subject, seen, expected. It may change, and nothing parses it.
+        details: values that a cause's text may name.
+    """
+
+    def __init__(self, code: str, text: str, **details: str | float) -> None:
+        super().__init__(text)
+        self.code = code
+        self.details = details
+
+
+def require(condition: object, code: str, text: str, **details: str | float) -> None:
+    """Fail the gate unless the condition holds.
+
+    Raises:
+        GateFailed: it does not.
+    """
+    if not condition:
+        raise GateFailed(code, text, **details)
+
+
+def require_none(found: Sequence[object], code: str, text: str) -> None:
+    """Fail the gate if anything was found.
+
+    Args:
+        text: what is wrong with what was found, as in `tensors of the base are missing`. Number and first come with it.
+
+    Raises:
+        GateFailed: something was found.
+    """
+    if found:
+        raise GateFailed(code, f"{len(found)} {text}. The first: {found[0]}")
+
+
+_Skipped: Any = pytest.skip.Exception  # mypy does not see a class in it
+
+
+class Blocked(_Skipped):  # type: ignore[misc]
     """A prerequisite did not get there. `by` is the id of the gate that tells why."""
 
     def __init__(self, by: str, reason: str) -> None:
-        super().__init__(f"blocked by {by}: {reason}", _use_item_location=True)
+        super().__init__(f"blocked by {by}: {reason}")
         self.by = by
         self.reason = reason
 
 
-def gate(id: str, *, per: Per) -> Callable[[Body], Body]:
-    """Make a test function a gate. It may return what it made; pytest does not see that, a prerequisite does."""
+def gate(id: str, *, per: Per) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Make a function a gate and a pytest test. The function may return what it made, which pytest does not see."""
 
-    def mark(body: Body) -> Body:
-        title, _, guide = (inspect.getdoc(body) or "").partition("\n")
-        needs = tuple(name for name in inspect.signature(body).parameters if name not in _ALWAYS_THERE)
-        body.gate = Gate(  # type: ignore[attr-defined]
-            id=id,
-            per=per,
-            route=body.__module__.rpartition(".")[2].removeprefix("test_"),
-            title=title.strip(),
-            guide=guide.strip(),
-            needs=needs,
-            test=f"{body.__module__.rpartition('.')[2]}.py::{body.__name__}",
-        )
-        return body
+    def mark(body: Callable[..., Any]) -> Callable[..., None]:
+        @functools.wraps(body)
+        def test(**given: Any) -> None:
+            body(**given)
+
+        test.gate = Gate(id=id, per=per, body=body)  # type: ignore[attr-defined]
+        return test
 
     return mark
 
@@ -85,12 +139,15 @@ def prerequisite(check: Callable[..., Any], of: str | None = None) -> Any:
         of: the id of the gate that tells when `check` fails; the gate's own if `check` is one.
     """
     own = gate_of(check)
-    id = of or (own.id if own else check.__name__)
+    body, id = (own.body, own.id) if own else (check, of or check.__name__)
 
-    @functools.wraps(check)
+    @functools.wraps(body)
     def fixture(**given: Any) -> Any:
+        if "evidence" in given:
+            # What a prerequisite looks at is its own gate's evidence, and none of the gate that needs it.
+            given["evidence"] = given["evidence"].apart()
         try:
-            return check(**given)
+            return body(**given)
         except NoRoom:
             raise  # The machine is at fault and not the gate, so the gate is not named.
         except Exception as problem:
@@ -109,6 +166,6 @@ def read_gates(folder: Path) -> list[Gate]:
     for file in sorted(folder.glob("test_*.py")):
         for function in vars(importlib.import_module(file.stem)).values():
             found = gate_of(function)
-            if found is not None and function.__module__ == file.stem:
+            if found is not None and found.body.__module__ == file.stem:
                 gates.append(found)
     return gates

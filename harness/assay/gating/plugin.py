@@ -1,6 +1,8 @@
 """The pytest plugin: hooks only. It writes `run.json` before the first gate and one line of `gates.jsonl` a gate.
 
-It does nothing until a `conftest.py` calls `use_gates(config, folder)`.
+It does nothing until a `conftest.py` calls `use_gates(config, folder)`. Only that `conftest.py` and `assay run` name
+it, so no other pytest of the environment loads it. PYTEST_DONT_REWRITE: it asserts nothing, and is imported before
+pytest could rewrite it.
 """
 
 from __future__ import annotations
@@ -12,46 +14,35 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from assay.errors import AssayError
+from assay.gating.evidence import Evidence
 from assay.gating.gate import gate_of
-from assay.gating.session import GatesSession
+from assay.gating.options import OPTIONS
+from assay.gating.session import EVIDENCE, GatesSession
 
 if TYPE_CHECKING:
     from assay.inputs.candidate import Candidate
     from assay.inputs.prompts import Prompts
-    from assay.steps.runner import Bench
+    from assay.steps.runner import Executor
 
 SESSION = pytest.StashKey[GatesSession]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("assay", "Assay: which candidate, and where the record goes")
-    group.addoption("--candidate", metavar="FILE", help="candidate.json (default: the quickstart's)")
-    group.addoption("--base", metavar="BASE", help="base model: a folder, a hub id, or smollm2-135m-instruct")
-    group.addoption("--revision", metavar="REV", help="revision of a hub base")
-    group.addoption("--adapter", metavar="NAME=WHERE", action="append", default=[], help="adapter: folder or hub id")
-    group.addoption("--trained-on", metavar="NAME", help="your word that an adapter's recorded base NAME is this base")
-    group.addoption("--run", metavar="DIR", help="folder of the record (default: reports/<time>-<candidate>)")
-    group.addoption("--policy", metavar="FILE", help="what blocks a release (default: policy.toml beside the gates)")
-    group.addoption("--prompts", metavar="DIR", help="folder of *.txt prompts (default: prompts/ beside the gates)")
-    group.addoption("--probes", metavar="DIR", help="folder of *.txt prose that distributions are measured on, too")
-    group.addoption("--max-new-tokens", metavar="N", type=int, default=64, help="length of the answers (default: 64)")
-    group.addoption(
-        "--scored-tokens",
-        metavar="N",
-        type=int,
-        default=6000,
-        help="positions at which distributions are compared (default: 6000: 3.6 GB with 150,000 words)",
-    )
-    group.addoption(
-        "--gguf-dtype",
-        choices=["f16", "bf16"],
-        default="f16",
-        help="16-bit type that a checkpoint is converted to (default: f16; bf16 holds values above 65504)",
-    )
-    group.addoption("--fresh", action="store_true", help="reuse no result of an earlier run")
-    group.addoption(
-        "--deadline", metavar="SECONDS", type=float, default=float("inf"), help="caps every step's deadline"
-    )
+    for option in OPTIONS:
+        group.addoption(option.name, **option.for_argparse())
+
+
+class Hooks:
+    """Hooks that a plugin may implement beside pytest's own."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_assay_executor(self, config: pytest.Config) -> Executor | None:
+        """How the workers of this run are run; a process of its own per step if no plugin says otherwise."""
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(Hooks)
 
 
 def use_gates(config: pytest.Config, folder: Path) -> None:
@@ -77,8 +68,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_configure_node(node: Any) -> None:
     """xdist: every worker process writes to the controller's run."""
     if session := _session(node.config):
-        told = {"assay_run": str(session.run), "assay_id": session.id, "assay_no_room": session.bench.no_room}
-        node.workerinput |= told
+        given = {"assay_run": str(session.run), "assay_id": session.id, "assay_no_room": session.runner.no_room}
+        node.workerinput |= given
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -95,29 +86,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item, gate in gates.items() if gate is None or session.judges(gate)]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
-    """A gate may return what it made, which pytest would complain about."""
-    if _session(pyfuncitem.config) is None or gate_of(pyfuncitem.function) is None:
-        return None
-    names = pyfuncitem._fixtureinfo.argnames
-    pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
-    return True
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if session := _session(item.config):
-        session.bench.forget_used()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> None:
-    """Steps of the prerequisites are theirs; a gate's record names what the gate itself looked at."""
-    if session := _session(item.config):
-        session.bench.forget_used()
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -131,7 +99,7 @@ def pytest_runtest_makereport(
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
     """Show the real status in the terminal; for pytest itself the outcome stays what it is."""
-    word = next((str(value) for name, value in report.user_properties if name == "assay-status"), None)
+    word = next((str(value) for name, value in getattr(report, "user_properties", ()) if name == "assay-status"), None)
     if word is None or word == "passed" or report.outcome != "skipped":
         return None
     return "skipped", word[0], word.upper()
@@ -155,9 +123,10 @@ class Recorder:
 
 
 @pytest.fixture
-def bench(request: pytest.FixtureRequest) -> Bench:
-    """Makes steps, or reuses what was made."""
-    return request.config.stash[SESSION].bench
+def evidence(request: pytest.FixtureRequest) -> Evidence:
+    """Where a gate asks for steps and facts; what it looked at goes on its record."""
+    found = request.node.stash[EVIDENCE] = Evidence(request.config.stash[SESSION].runner)
+    return found
 
 
 @pytest.fixture

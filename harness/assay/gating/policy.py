@@ -1,44 +1,52 @@
-"""`gates/policy.toml`: what blocks a release and what is only reported."""
+"""`gates/policy.toml`: which gates block a release and which are only reported."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from assay.errors import InputError
-from assay.files import read_toml, refuse_unknown_keys
-from assay.record.record import Severity
+from assay.files import read_toml
+from assay.record.run import Severity
+from assay.validation import FileModel, refuse_unknown_names, validate
 
 
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    severity: dict[str, Severity]
-    """Gate id, with `<adapter>` where it has one, to severity. Its order is the report's order."""
-    inconclusive_primary: str
-    """`hold` or `warn`."""
+class InconclusivePolicy(FileModel):
+    """`[inconclusive]`: what an inconclusive gate does to the verdict."""
+
+    primary: Literal["hold", "warn"] = "hold"
 
 
-def read_policy(path: Path, known_gates: list[str]) -> Policy:
-    """Read the policy. It must name every gate there is and no other.
+class Policy(FileModel):
+    """A policy file, version 1."""
+
+    severity: dict[str, Annotated[Severity, Field(strict=False)]]  # Not strict: the file has the word, not the enum.
+    """Gate id, with `<adapter>` where it has one, to severity. Reports list the gates in this order."""
+    inconclusive: InconclusivePolicy = InconclusivePolicy()
+
+    @property
+    def inconclusive_primary(self) -> Literal["hold", "warn"]:
+        """What an inconclusive primary gate does to the verdict."""
+        return self.inconclusive.primary
+
+
+def read_policy(path: Path, known_gates: list[str], secondary: Sequence[str] = ()) -> Policy:
+    """Read a policy. It names every known gate and no other.
+
+    Args:
+        known_gates: ids of the gates that need a line.
+        secondary: ids of the gates that may have one, and are secondary without it.
 
     Raises:
-        InputError: an unknown key, gate or severity, or a gate without one.
+        InputError: the file is missing, not as `Policy` expects, names an unknown gate or leaves one out.
     """
-    data = read_toml(path, {"severity", "inconclusive"})
-    severity = data.get("severity", {})
-    refuse_unknown_keys(f"{path} [severity]", severity, known_gates)
+    policy = validate(Policy, read_toml(path), path)
+    refuse_unknown_names(f"{path}, severity", "gate", policy.severity, [*known_gates, *secondary])
     for gate in known_gates:
-        if gate not in severity:
-            raise InputError(f'{path} [severity]: no line for the gate {gate!r}. Add `"{gate}" = "secondary"`.')
-    words = [word.value for word in Severity]
-    for gate, word in severity.items():
-        if word not in words:
-            raise InputError(f"{path} [severity]: {gate} = {word!r}; expected one of {', '.join(words)}.")
-    inconclusive = data.get("inconclusive", {})
-    if not isinstance(severity, dict) or not isinstance(inconclusive, dict):
-        raise InputError(f"{path}: [severity] and [inconclusive] are tables.")
-    refuse_unknown_keys(f"{path} [inconclusive]", inconclusive, ["primary"])
-    primary = inconclusive.get("primary", "hold")
-    if primary not in ("hold", "warn"):
-        raise InputError(f"{path} [inconclusive]: primary = {primary!r}; expected hold or warn.")
-    return Policy(severity={gate: Severity(word) for gate, word in severity.items()}, inconclusive_primary=primary)
+        if gate not in policy.severity:
+            raise InputError(f'{path}, severity: no line for the gate {gate!r}. Add `"{gate}" = "secondary"`.')
+    added = {gate: Severity.SECONDARY for gate in secondary if gate not in policy.severity}
+    return policy.model_copy(update={"severity": {**policy.severity, **added}})

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from assay import __version__, paths
-from assay.errors import AssayError, Inconclusive, InputError, NoRoom, StepFailed, Unavailable
-from assay.files import read_json, write_json
+from assay import paths
+from assay.errors import Inconclusive, InputError, NoRoom, StepFailed, Unavailable, WorkerCrashed
 from assay.gating.causes import FILE as CAUSES
 from assay.gating.causes import read_causes
-from assay.gating.doctor import Finding, Level, Patient, examine
+from assay.gating.evidence import Evidence
 from assay.gating.gate import Blocked, Gate, gate_of, read_gates
+from assay.gating.options import GATES, users_gates
 from assay.gating.policy import Policy, read_policy
+from assay.gating.preflight import header, preflight
+from assay.gating.run_record import describe_run, judges
 from assay.inputs.candidate import Candidate, chosen_candidate
 from assay.inputs.prompts import Prompts
-from assay.machine import machine, package_version
-from assay.measures.sizing import forecast, shapes_from_headers
-from assay.record.record import VERSION, Expected, Outcome, Status, append_outcome, read_run
-from assay.record.text import printable
-from assay.steps.runner import Bench
+from assay.record.outcome import Outcome, Status
+from assay.record.reading import read_run
+from assay.record.run import DoctorFinding
+from assay.record.text import terminal_lines
+from assay.record.writing import append_outcome, write_record
+from assay.steps.runner import Runner
 from assay.steps.store import Store
 
 PROPERTY = "assay"
 DOCTOR = "doctor"
-"""What blocks a gate whose step the machine has no room for, instead of another gate's id."""
-_EVALUATED = ("language", "summary", "why_empty", "seconds", "peak_host_bytes", "peak_device_bytes")
+"""What blocks a gate for whose step the machine has no room, in place of another gate's id."""
+EVIDENCE = pytest.StashKey[Evidence]()
+"""What the gate of a pytest item looked at."""
 _SETUP_SECONDS = pytest.StashKey[float]()
-_VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "gguf", "safetensors", "pytest", "numpy")
 
 
 class GatesSession:
-    """What a process of a gates run knows. Only the controlling process writes the record."""
+    """A run of the gates, as one process of pytest sees it. Only the controlling process writes the record."""
 
     def __init__(
         self,
@@ -52,178 +53,83 @@ class GatesSession:
     ) -> None:
         self.config = config
         self.id = id
-        """Unlike the folder's name, never the same for two runs."""
+        """Unlike the name of the folder, never the same for two runs."""
         self.writes = False
-        self.findings: list[Finding] = []
-        """What the doctor found before the first gate; of the controlling process alone."""
+        self.findings: tuple[DoctorFinding, ...] = ()
+        """What the doctor found before the first gate; empty in xdist's worker processes."""
         self.run = run
         self.gates = gates
         self.policy = policy
         self.candidate = candidate
         self.causes = read_causes(folder / CAUSES, [gate.id for gate in gates])
         self.prompts = Prompts(path=Path(config.getoption("--prompts") or folder / "prompts").resolve())
-        _ = self.prompts.digest  # a wrong --prompts is the user's, not the candidate's: say so before anything runs
+        # A wrong --prompts is the user's fault and not the candidate's: say so before any gate.
+        _ = self.prompts.digest
         self.probes = Prompts(path=Path(config.getoption("--probes") or folder / "probes").resolve())
         _ = self.probes.digest
         self.max_new_tokens = config.getoption("--max-new-tokens")
-        self.bench = Bench(
+        self.runner = Runner(
             Store(paths.cache() / "store"),
             run,
             id,
             fresh=config.getoption("--fresh"),
             say=self._say,
             deadline_seconds=config.getoption("--deadline"),
+            execute=config.hook.pytest_assay_executor(config=config),
         )
 
     @classmethod
     def start(cls, config: pytest.Config, folder: Path) -> GatesSession:
-        """Read the policy and the candidate and, in the controlling process, write `run.json`.
+        """Read the policy and the candidate and, in the controlling process, ask the doctor and write `run.json`.
 
         Raises:
             AssayError: what the user gave cannot be used, so there is no expected set to judge.
         """
-        gates = read_gates(folder)
-        policy = read_policy(Path(config.getoption("--policy") or folder / "policy.toml"), [gate.id for gate in gates])
+        own = read_gates(folder)
+        more = users_gates(config.getoption(GATES.name), [gate.id for gate in own])
+        gates = [*own, *more]
+        file = Path(config.getoption("--policy") or folder / "policy.toml")
+        policy = read_policy(file, [gate.id for gate in own], secondary=[gate.id for gate in more])
         candidate = _candidate(config)
         worker = getattr(config, "workerinput", None)
         if worker is not None:
             session = cls(config, folder, Path(worker["assay_run"]), worker["assay_id"], gates, policy, candidate)
-            session.bench.no_room = worker["assay_no_room"]
+            session.runner.no_room = worker["assay_no_room"]
             return session
         if config.getoption("collectonly", False):
             return cls(config, folder, paths.REPORTS / "collect-only", "none", gates, policy, candidate)
         run = _new_folder(config, candidate)
         session = cls(config, folder, run, f"{run.name}#{secrets.token_hex(4)}", gates, policy, candidate)
-        session._write_expectations()
-        session._examine()
+        session._begin()
         if hasattr(config.option, "htmlpath") and not config.option.htmlpath:
             config.option.htmlpath, config.option.self_contained_html = str(run / "pytest.html"), True
         session.writes = True
         return session
 
-    def _examine(self) -> None:
-        """Ask the doctor, and add what it found to `run.json`: what stops everything is known before the first step."""
-        for _, findings, _ in examine(Patient(self.candidate, self.bench, in_run=True)):
-            self.findings += findings
-        stops = [finding for finding in self.findings if finding.level is Level.STOPS]
-        self.bench.no_room = f"{stops[0].text}. {stops[0].fix}" if stops else ""
-        self.bench.forget_used()
-        record = read_json(self.run / "run.json")
-        write_json(self.run / "run.json", {**record, "doctor": [finding.to_json() for finding in self.findings]})
+    def _begin(self) -> None:
+        """Ask the doctor, then write the record's first file, before the first gate."""
+        record = describe_run(
+            name=self.run.name,
+            id=self.id,
+            candidate=self.candidate,
+            policy=self.policy,
+            gates=self.gates,
+            prompts=self.prompts,
+        )
+        (self.run / "gates.jsonl").touch(exist_ok=False)
+        try:
+            self.findings = preflight(self.candidate, self.runner)
+        finally:
+            # Even if the doctor is interrupted: without run.json nothing would be expected, and nothing held.
+            write_record(self.run, record.model_copy(update={"doctor": self.findings}))
 
     def header(self) -> list[str]:
         """What the doctor found, for the top of pytest's output."""
-        told = [one for one in self.findings if one.level is not Level.FINE]
-        lines = [f"assay doctor: {one.check}: {printable(one.text.splitlines()[0])}" for one in told]
-        stopped = ["assay doctor: no step that holds a model begins"] if self.bench.no_room else []
-        return [*lines, *stopped]
-
-    def expected(self) -> list[Expected]:
-        """Policy × candidate, in the policy's order: what the verdict will judge, whatever pytest selects."""
-        by_id = {gate.id: gate for gate in self.gates}
-        found = []
-        for id, severity in self.policy.severity.items():
-            gate = by_id[id]
-            if not self.judges(gate):
-                continue
-            adapters = [adapter.name for adapter in self.candidate.adapters] if gate.per == "adapter" else [None]
-            for adapter in adapters:
-                found.append(
-                    Expected(
-                        gate=gate.name_for(adapter),
-                        route=gate.route,
-                        severity=severity,
-                        candidate=self.candidate.name,
-                        adapter=adapter,
-                        title=gate.title,
-                        guide=gate.guide,
-                    )
-                )
-        return found
+        return header(self.findings)
 
     def judges(self, gate: Gate) -> bool:
-        """Whether this candidate gives the gate anything to judge.
-
-        Adapters trained elsewhere come without their dataset; before training there is a dataset and no adapter.
-        """
-        needs_dataset = gate.per == "dataset" or "training" in gate.needs
-        needs_adapters = gate.per != "dataset"
-        return (self.candidate.trained_here or not needs_dataset) and (
-            bool(self.candidate.adapters) or not needs_adapters
-        )
-
-    def _write_expectations(self) -> None:
-        write_json(
-            self.run / "run.json",
-            {
-                "version": VERSION,
-                "name": self.run.name,
-                "id": self.id,
-                "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "candidate": {
-                    "name": self.candidate.name,
-                    "base": self.candidate.base_spec,
-                    "revision": self.candidate.revision,
-                    "adapters": {adapter.name: adapter.source for adapter in self.candidate.adapters},
-                    "digests": self._digests(),
-                },
-                "environment": {
-                    "assay": __version__,
-                    "machine": machine(),
-                    "packages": {package: package_version(package) for package in _VERSIONED},
-                    "prompts": sorted(file.stem for file in self.prompts.path.glob("*.txt")),
-                },
-                "forecast": self._forecast(),
-                "training": self._training(),
-                "inconclusive_primary": self.policy.inconclusive_primary,
-                "expected": [vars(gate) for gate in self.expected()],
-            },
-        )
-        (self.run / "gates.jsonl").touch(exist_ok=False)
-
-    def _forecast(self) -> dict[str, int] | None:
-        """What the base's headers promise, for the report to hold its measurements against; None if it is unusable."""
-        try:
-            base = self.candidate.base
-            return forecast(shapes_from_headers(base.tensors, read_json(base.path / "config.json")))
-        except (AssayError, OSError, ArithmeticError, ImportError):
-            return None
-
-    def _training(self) -> dict[str, Any] | None:
-        """How the adapters were trained and evaluated, as far as their folder tells."""
-        record, folder = self.candidate.record, self.candidate.folder
-        if record is None or not self.candidate.adapters:
-            return None
-        more: dict[str, Any] = {"curves": {}, "evaluation": None}
-        try:
-            for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines():
-                one = json.loads(line)
-                more["curves"].setdefault(one["adapter"], []).append([one["step"], round(one["loss"], 4)])
-            evaluation = read_json(folder / "evaluation.json")
-            # Figures of other adapters than these say nothing of these.
-            if evaluation["digests"] == {adapter.name: adapter.digest for adapter in self.candidate.adapters}:
-                forms = {
-                    form: {name: {key: one[key] for key in _EVALUATED} for name, one in adapters.items()}
-                    for form, adapters in evaluation["forms"].items()
-                }
-                more["evaluation"] = {"forms": forms}
-        except (AssayError, OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # They are shown and not judged: what cannot be read is not shown.
-        return {**record, **more}
-
-    def _digests(self) -> dict[str, str | None]:
-        """What was judged, by content; None for what cannot be read, whose own gate will say why."""
-
-        def digest(of: Any, name: str) -> str | None:
-            try:
-                return str(getattr(of(), name))
-            except (AssayError, OSError):
-                return None
-
-        digests = {"base": digest(lambda: self.candidate.base, "digest")}
-        for adapter in self.candidate.adapters:
-            digests[adapter.name] = digest(lambda adapter=adapter: adapter, "digest")
-        return digests
+        """Whether this candidate gives the gate anything to judge."""
+        return judges(gate, self.candidate)
 
     def attach(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
         """Put the gate's outcome on pytest's report, in one string: xdist passes builtin types only."""
@@ -235,9 +141,11 @@ class GatesSession:
         status, reason, by = _status(call)
         if status is Status.PASSED and call.when != "call":
             return
-        if status in (Status.BLOCKED, Status.UNAVAILABLE, Status.INCONCLUSIVE) and report.outcome != "skipped":
+        if status in (Status.BLOCKED, Status.UNAVAILABLE, Status.INCONCLUSIVE):
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.reportinfo()[1] or 0, f"{status.value}: {reason}")
+        problem = call.excinfo.value if call.excinfo else None
+        evidence = item.stash.get(EVIDENCE, None) if call.when == "call" else None
         callspec = getattr(item, "callspec", None)
         name = callspec.params["adapter"].name if callspec else None
         outcome = Outcome(
@@ -246,12 +154,14 @@ class GatesSession:
             status=status,
             reason=reason,
             blocked_by=by,
-            facts=self.bench.facts if call.when == "call" else {},
-            steps=tuple(self.bench.used.values()) if call.when == "call" else (),
+            code=getattr(problem, "code", ""),
+            details=getattr(problem, "details", {}),
+            facts=evidence.to_json() if evidence else {},
+            steps=tuple(evidence.uses.values()) if evidence else (),
             seconds=round(call.duration + (item.stash[_SETUP_SECONDS] if call.when == "call" else 0.0), 3),
         )
         if status not in (Status.PASSED, Status.BLOCKED):
-            outcome = replace(outcome, causes=tuple(self.causes.fitting(self.run, gate.id, outcome)))
+            outcome = outcome.model_copy(update={"causes": tuple(self.causes.fitting(self.run, gate.id, outcome))})
         report.user_properties += [(PROPERTY, outcome.to_json()), ("assay-status", status.value)]
 
     def write(self, report: pytest.TestReport) -> None:
@@ -266,15 +176,13 @@ class GatesSession:
         write_reports(self.run)
 
     def summarise(self, terminal: Any) -> None:
-        """The verdict and the gates that did not pass, at the end of pytest's own output."""
-        from assay.record.rendering import terminal_lines
-
+        """Each gate and the verdict, at the end of pytest's own output."""
         terminal.section("Assay")
         for line in terminal_lines(read_run(self.run)):
             terminal.write_line(line)
 
     def _say(self, line: str) -> None:
-        """A line of progress, past pytest's capture. xdist's worker processes have no terminal and stay silent."""
+        """Print a line of progress past pytest's capture; xdist's worker processes have no terminal."""
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
         capture = self.config.pluginmanager.get_plugin("capturemanager")
         if terminal is not None and capture is not None:
@@ -296,14 +204,11 @@ def _status(call: pytest.CallInfo[None]) -> tuple[Status, str, str | None]:
         return Status.UNAVAILABLE, str(problem), None
     if isinstance(problem, Inconclusive):
         return Status.INCONCLUSIVE, str(problem), None
+    if isinstance(problem, WorkerCrashed):
+        return Status.ERROR, f"The harness broke: {problem}", None
     if isinstance(problem, (AssertionError, StepFailed, InputError)) and call.when == "call":
-        return Status.FAILED, _without_introspection(str(problem)), None
+        return Status.FAILED, str(problem), None
     return Status.ERROR, f"The harness broke: {type(problem).__name__}: {problem}", None
-
-
-def _without_introspection(text: str) -> str:
-    """A gate's own words; pytest appends what it saw (`assert [...] == []`) after them."""
-    return re.split(r"\nassert ", text, maxsplit=1)[0]
 
 
 def _candidate(config: pytest.Config) -> Candidate:
@@ -334,4 +239,4 @@ def _new_folder(config: pytest.Config, candidate: Candidate) -> Path:
             return run
         except FileExistsError:
             continue
-    raise InputError(f"{paths.REPORTS}: a hundred runs in one second; name a folder with --run.")
+    raise InputError(f"{paths.REPORTS}: 100 runs began in this second. Name a folder with --run.")

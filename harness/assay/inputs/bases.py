@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import re
@@ -17,8 +19,8 @@ from filelock import FileLock
 
 from assay import paths, process
 from assay.errors import AssayError, InputError, Unavailable
-from assay.files import digest_file, digest_files, read_json
-from assay.inputs.checkpoint import Tensor, chat_template, read_folder
+from assay.files import Part, digest_file, digest_files, read_json
+from assay.inputs.checkpoint import Tensor, chat_template, header_bytes, read_folder
 from assay.inputs.download import download_pinned
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -47,6 +49,13 @@ class Base:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, read from the headers."""
         return read_folder(self.path)
+
+    @cached_property
+    def headers(self) -> Part:
+        """Names, dtypes, shapes and places of its tensors, without their values: cheap to name, whatever the size."""
+        files = sorted({tensor.file for tensor in self.tensors.values()})
+        listing = {file.name: hashlib.sha256(header_bytes(file)).hexdigest() for file in files}
+        return Part(path=self.path, digest=hashlib.sha256(json.dumps(listing).encode()).hexdigest())
 
     @property
     def parameters(self) -> int:

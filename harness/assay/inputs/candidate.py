@@ -10,32 +10,34 @@ from typing import Any
 
 from assay import paths
 from assay.errors import AssayError, Inconclusive, InputError, Unavailable
-from assay.files import digest_files, read_json, refuse_unknown_keys
+from assay.files import digest_files, read_json
 from assay.inputs.bases import Base, find_base, from_hub
+from assay.inputs.candidate_file import ADAPTER_NAME, ADAPTER_NAME_IN_WORDS, CandidateFile
 from assay.inputs.dataset import Dataset, Sample, read_dataset
 from assay.inputs.lora import CONFIG, WEIGHTS
+from assay.validation import validate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A LoRA adapter by name. Its folder is looked at only when a gate asks, so that a bad one fails its own gates."""
+    """A LoRA adapter by name. Its folder is read only when a gate asks, so that a bad adapter fails its own gates."""
 
     name: str
     source: str
     """A folder or a hub id."""
     recorded_digest: str | None = None
-    """Its digest as `candidate.json` has it, if it does."""
+    """Its digest in `candidate.json`, if the file says it."""
     recorded_base: str | None = None
-    """The digest of the base it was trained on, if `candidate.json` has it."""
+    """The digest of the base that it was trained on, if `candidate.json` says it."""
     trained_on: str | None = None
-    """The user's word that the base named here is the one given (`--trained-on`)."""
+    """The base name in the adapter's config which, as the user confirms (`--trained-on`), is the base given."""
 
     @cached_property
     def path(self) -> Path:
         """Its folder.
 
         Raises:
-            InputError: no folder, no config, no weights, or weights as a pickle.
+            InputError: the folder, its config or its weights are missing, or the weights are a pickle.
         """
         folder = Path(self.source)
         if not folder.is_dir():
@@ -60,34 +62,37 @@ class Adapter:
 
     @cached_property
     def digest(self) -> str:
+        """sha256 over its config and its weights."""
         return digest_files(self.path, [CONFIG, WEIGHTS])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a candidate's adapters were trained on, as far as judging the data needs it."""
+    """What a candidate's adapters were trained on, as far as the gates on data and tasks need it."""
 
     dataset: Dataset
     language: str
     tasks: list[str]
     max_tokens: int
-    """A longer sample is refused by training."""
+    """Tokens per sample; training refuses a longer one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
+    """What is judged. Its base and its adapters are looked for when a gate first asks for them."""
+
     name: str
     base_spec: str
     revision: str | None
     adapters: tuple[Adapter, ...]
     folder: Path
-    """What relative paths are relative to."""
+    """Relative paths start here."""
     record: dict[str, Any] | None = None
-    """`training` of `candidate.json`: recipe, dataset, results. None for adapters that were trained elsewhere."""
+    """`training` of `candidate.json` as it is written there. None for adapters that were trained elsewhere."""
 
     @cached_property
     def _base(self) -> Base | AssayError:
-        """A base that cannot be had is remembered too: nine gates need not wait nine times for a hub that is down."""
+        """The base, or why there is none. The error is kept too: else nine gates would wait for a hub that is down."""
         try:
             return find_base(self.base_spec, self.revision, self.folder)
         except AssayError as problem:
@@ -98,7 +103,7 @@ class Candidate:
         """The base model, found when first asked for.
 
         Raises:
-            InputError: it cannot be used.
+            InputError: the base cannot be used.
             Unavailable: the embedded base cannot be made on this machine.
         """
         if isinstance(self._base, AssayError):
@@ -107,7 +112,8 @@ class Candidate:
 
     @property
     def trained_here(self) -> bool:
-        return self.record is not None and "dataset" in self.record
+        """Whether `candidate.json` says what the adapters were trained on."""
+        return self.record is not None
 
     @property
     def training(self) -> Training:
@@ -115,27 +121,27 @@ class Candidate:
 
         Raises:
             Unavailable: the dataset is not on this machine.
-            Inconclusive: it was changed since.
+            Inconclusive: the dataset was changed since.
         """
-        assert self.record is not None  # trained_here says so; whoever asks looks there first
+        assert self.record is not None, "callers check trained_here first"
         recorded, recipe = self.record["dataset"], self.record["recipe"]
         folder = self.folder / recorded["path"]
         if not folder.is_dir():
             raise Unavailable(
                 f"{folder}: not found. The dataset that {self.name} was trained on is not on this machine, so it is "
-                "not judged here. Copy it there, or judge the candidate where it was trained."
+                "not judged here. Copy the dataset there, or judge the candidate where it was trained."
             )
         dataset = read_dataset(folder)
         if dataset.digest != recorded["digest"]:
             raise Inconclusive(
                 f"{folder}: changed since {self.name} was trained on it ({dataset.digest[:12]}, then "
-                f"{recorded['digest'][:12]}). Train again, or check out the dataset of that time."
+                f"{recorded['digest'][:12]}). Train again, or check out the dataset that it was trained on."
             )
         tasks = [task for task in dataset.tasks if any(task in some for some in recipe["adapters"].values())]
         return Training(dataset=dataset, language=recipe["language"], tasks=tasks, max_tokens=recipe["max_tokens"])
 
     def evaluation_samples(self, adapter: Adapter) -> list[Sample]:
-        """The samples, never trained on, of the tasks that an adapter was trained for. Raises as `training` does."""
+        """The samples of split `eval` of the tasks that an adapter was trained on. Raises what `training` raises."""
         training = self.training
         assert self.record is not None
         tasks = self.record["recipe"]["adapters"].get(adapter.name)
@@ -148,60 +154,61 @@ def read_candidate(file: Path) -> Candidate:
     """Read a `candidate.json`, as `python -m train` writes it.
 
     Raises:
-        InputError: not there, not JSON, an unknown or a missing key.
+        InputError: the file is missing, not JSON, or not as `CandidateFile` expects.
     """
-    data = read_json(file)
-    refuse_unknown_keys(str(file), data, ["version", "name", "base", "adapters", "training"])
-    try:
-        if data["version"] != 1:
-            raise InputError(f"{file}: version {data['version']!r}, this Assay reads 1.")
-        base = data["base"]
-        refuse_unknown_keys(f"{file} base", base, ["id", "revision", "digest"])
-        adapters = []
-        has_dataset = _names_its_dataset(data)
-        for name, entry in data["adapters"].items():
-            refuse_unknown_keys(f"{file} adapters.{name}", entry, ["path", "digest"])
-            adapters.append(
-                Adapter(
-                    name=_adapter_name(name),
-                    source=str(file.parent.resolve() / entry["path"]),
-                    recorded_digest=entry.get("digest"),
-                    recorded_base=base.get("digest"),
-                )
+    data = read_json(file, versioned=True)
+    content = validate(CandidateFile, data, file)
+    folder = file.parent.resolve()
+    # Before training there is a dataset and no adapter yet.
+    if not content.adapters and content.training is None:
+        raise InputError(f"{file}: adapters = {{}}; expected at least one adapter, since there is no training either.")
+    return Candidate(
+        name=content.name,
+        base_spec=content.base.id,
+        revision=content.base.revision,
+        adapters=tuple(
+            Adapter(
+                name=name,
+                source=str(folder / entry.path),
+                recorded_digest=entry.digest,
+                recorded_base=content.base.digest,
             )
-        return Candidate(
-            name=data["name"],
-            base_spec=base["id"],
-            revision=base.get("revision"),
-            # Before training there is a dataset and no adapter yet.
-            adapters=() if has_dataset and not adapters else _some(adapters),
-            folder=file.parent.resolve(),
-            record=data.get("training"),
-        )
-    except KeyError as missing:
-        raise InputError(f"{file}: the key {missing} is missing. `python -m train` writes whole ones.") from None
-    except (AttributeError, TypeError) as problem:
-        raise InputError(f"{file}: not a candidate ({problem}). `python -m train` writes whole ones.") from None
+            for name, entry in content.adapters.items()
+        ),
+        folder=folder,
+        record=data.get("training"),
+    )
 
 
 def given_candidate(base: str, adapters: list[str], revision: str | None, trained_on: str | None) -> Candidate:
     """A candidate from `--base BASE --adapter NAME=DIR_OR_HUB_ID …`.
 
     Raises:
-        InputError: an adapter that is not NAME=SOURCE, a name given twice, or none at all.
+        InputError: an adapter is not NAME=SOURCE, a name is given twice, or there is no adapter.
     """
-    parsed = []
+    if not adapters:
+        raise InputError("A candidate needs at least one adapter: --adapter NAME=FOLDER_OR_HUB_ID.")
+    parsed: dict[str, Adapter] = {}
     for text in adapters:
         name, equals, source = text.partition("=")
         if not equals or not source:
             raise InputError(
-                f"--adapter {text!r}: NAME=FOLDER_OR_HUB_ID expected, as in --adapter style=./adapter_style."
+                f"--adapter {text!r}: expected NAME=FOLDER_OR_HUB_ID, as in --adapter style=./adapter_style."
             )
+        if not re.fullmatch(ADAPTER_NAME, name):
+            raise InputError(f"--adapter {text!r}: the name is {name!r}; expected {ADAPTER_NAME_IN_WORDS}.")
+        if name in parsed:
+            raise InputError(f"--adapter {text!r}: the name {name!r} is given twice; expected another name.")
         folder = Path(source).expanduser()
         source = str(folder.resolve()) if folder.is_dir() else source
-        parsed.append(Adapter(name=_adapter_name(name), source=source, trained_on=trained_on))
-    name = Path(base).name or base
-    return Candidate(name=name, base_spec=base, revision=revision, adapters=_some(parsed), folder=Path.cwd())
+        parsed[name] = Adapter(name=name, source=source, trained_on=trained_on)
+    return Candidate(
+        name=Path(base).name or base,
+        base_spec=base,
+        revision=revision,
+        adapters=tuple(parsed.values()),
+        folder=Path.cwd(),
+    )
 
 
 def chosen_candidate(
@@ -210,7 +217,7 @@ def chosen_candidate(
     """The candidate that the options name, else the quickstart's; None if neither is there.
 
     Raises:
-        InputError: options that contradict each other, or a candidate that cannot be read.
+        InputError: the options contradict each other, or the candidate cannot be read.
     """
     if file and (base or adapters):
         raise InputError("Give either --candidate FILE or --base BASE with --adapter NAME=WHERE, not both.")
@@ -223,28 +230,3 @@ def chosen_candidate(
     if file or paths.QUICKSTART.exists():
         return read_candidate(Path(file or paths.QUICKSTART))
     return None
-
-
-def _adapter_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
-        raise InputError(f"adapter name {name!r}: lower-case letters, digits and _ expected, since gate ids carry it.")
-    return name
-
-
-def _names_its_dataset(data: dict[str, Any]) -> bool:
-    """Whether `training` says what was trained on; raises KeyError, TypeError or AttributeError if only half of it."""
-    training = data.get("training", {})
-    if "dataset" not in training:
-        return False
-    _ = training["dataset"]["path"], training["dataset"]["digest"]
-    _ = training["recipe"]["language"], training["recipe"]["max_tokens"], training["recipe"]["adapters"].values()
-    return True
-
-
-def _some(adapters: list[Adapter]) -> tuple[Adapter, ...]:
-    names = [adapter.name for adapter in adapters]
-    if not names:
-        raise InputError("A candidate needs at least one adapter: --adapter NAME=FOLDER_OR_HUB_ID.")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"adapter name {twice[0]!r} is given twice.")
-    return tuple(adapters)

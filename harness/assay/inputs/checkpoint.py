@@ -121,6 +121,13 @@ def read_header(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file}: not a safetensors file ({problem}). Save it again with safetensors.") from None
 
 
+def header_bytes(file: Path) -> bytes:
+    """The header of a safetensors file that `read_header` accepts: all but the values."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        return start + stream.read(struct.unpack("<Q", start)[0])
+
+
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """All tensors of a model folder by name, from the safetensors files that transformers loads.
 

@@ -12,12 +12,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from assay.errors import InputError
-from assay.files import digest_files, read_json, read_toml, refuse_unknown_keys
+from assay.files import digest_files, read_json, read_toml
+from assay.validation import FileModel, Text, matching, refuse_unknown_names, validate
 
 SPLITS = ("train", "eval")
+ORIGINS = ("original", "added", "eval")
 METRICS = ("coverage", "format", "refusal")
 _GREEK = {
     "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε", "eta": "η", "theta": "θ",
@@ -26,6 +30,10 @@ _GREEK = {
     "Phi": "Φ", "Psi": "Ψ", "Sigma": "Σ", "Omega": "Ω", "nabla": "∇", "partial": "∂",
 }  # fmt: skip
 """LaTeX's names, as models write them."""
+
+FileName = Annotated[str, matching(r"[^/\0]+", "a name without /, since a file is named after it")]
+Heading = Annotated[str, matching(r"#(.*\S)?", "one line that begins with # and does not end with a space")]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +54,18 @@ class Sample:
     scenario: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    samples: dict[str, int]
-    """Origin to the number of samples there should be, in each language."""
-    headings: dict[str, list[str]]
-    """Language to the lines every answer is made of, each once and in this order."""
+class Task(FileModel):
+    """`tasks.NAME` of `dataset.toml`."""
+
+    samples: dict[str, Annotated[int, Field(ge=0)]]
+    """Origin to the number of samples expected, per language."""
+    headings: dict[str, list[Heading]]
+    """Language to the headings of every answer, each once and in this order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flaw:
-    """One thing that is wrong with one line."""
+    """One thing that is wrong with one sample."""
 
     kind: str
     """`parse`, `fields` or `template`."""
@@ -64,22 +73,22 @@ class Flaw:
     """File, line (and column), what was seen, what was expected."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """A dataset's folder and what its `dataset.toml` says. The samples are read when asked for."""
+class Dataset(FileModel):
+    """A dataset's folder and what its `dataset.toml` says, version 1. The samples are read when asked for."""
 
     path: Path
-    name: str
-    languages: list[str]
-    tasks: dict[str, Task]
-    decline: dict[str, list[str]]
+    """The folder, which the file does not say."""
+    name: Text
+    languages: Annotated[list[FileName], Field(min_length=1)]
+    tasks: Annotated[dict[FileName, Task], Field(min_length=1)]
+    decline: dict[str, list[Text]]
     """Language to the phrases that mark an answer as declining."""
-    thresholds: dict[str, dict[str, float]]
-    """Task (or `all`) to metric to the share that must be exceeded."""
+    thresholds: dict[str, dict[str, Share]]
+    """Task (or `all`) to metric to the share of answers that must be exceeded."""
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over its samples, its schema and its `dataset.toml`."""
+        """sha256 over the samples, their schema and `dataset.toml`."""
         files = [self.path / "dataset.toml", self.path / "sample.schema.json", *self.path.glob("*/*.jsonl")]
         return digest_files(self.path, sorted(str(file.relative_to(self.path)) for file in files))
 
@@ -90,7 +99,7 @@ class Dataset:
         """The samples of some tasks, in file order.
 
         Raises:
-            InputError: a file is missing or empty, or a line is flawed; it names file, line and column.
+            InputError: a file is missing or empty, or a sample has a flaw; the message names file, line and column.
         """
         found: list[Sample] = []
         for task in tasks:
@@ -103,18 +112,18 @@ class Dataset:
         return found
 
     def scan(self, split: str, task: str, language: str) -> tuple[list[Sample], list[Flaw]]:
-        """The sound samples of one file, and everything that is wrong with the others.
+        """The samples of one file that have no flaw, and the flaws of the others.
 
         Raises:
-            InputError: the file is not there, or the task or the language is none of this dataset's.
+            InputError: the file is missing, or the dataset has no such task or language.
         """
-        refuse_unknown_keys(f"{self.path / 'dataset.toml'} [tasks]", [task], self.tasks)
-        refuse_unknown_keys(f"{self.path / 'dataset.toml'} languages", [language], self.languages)
+        refuse_unknown_names(self.path / "dataset.toml", "task", [task], self.tasks)
+        refuse_unknown_names(self.path / "dataset.toml", "language", [language], self.languages)
         path = self.file(split, task, language)
         try:
             lines = path.read_bytes().splitlines()
         except FileNotFoundError:
-            raise InputError(f"{path}: not found. Each task has one file for each language and split.") from None
+            raise InputError(f"{path}: not found. Each task has one file per language and split.") from None
         samples: list[Sample] = []
         flaws: list[Flaw] = []
         for number, line in enumerate(lines, 1):
@@ -137,8 +146,8 @@ class Dataset:
             at = "".join(f"[{part!r}]" for part in wrong.absolute_path)
             return Flaw(kind="fields", text=f"{where}{at and f' at {at}'}: {_told(wrong)} (sample.schema.json).")
         if (data["task"], data["language"]) != (task, language):
-            said = f"task {data['task']!r} in language {data['language']!r}"
-            return Flaw(kind="fields", text=f"{where}: {said} in the file of {task!r} in {language!r}.")
+            seen = f"task {data['task']!r} in language {data['language']!r}"
+            return Flaw(kind="fields", text=f"{where}: {seen} in the file of {task!r} in {language!r}.")
         sample = Sample(**data)
         expected = self.tasks[task].headings[language]
         if headings(sample.answer) != expected or not all(part.strip() for part in sections(sample.answer)):
@@ -158,6 +167,7 @@ class Dataset:
         return Draft202012Validator(schema)
 
     def declines(self, text: str, language: str) -> bool:
+        """Whether a text contains one of the language's declining phrases."""
         squeezed = squeeze(text)
         return any(squeeze(phrase) in squeezed for phrase in self.decline[language])
 
@@ -166,32 +176,23 @@ def read_dataset(folder: Path) -> Dataset:
     """Read `dataset.toml`; the samples are read later.
 
     Raises:
-        InputError: it is missing, or a key is unknown, missing or of the wrong type.
+        InputError: the file is missing, not as `Dataset` expects, or names an origin, language, task or metric that
+            there is not.
     """
-    path = folder / "dataset.toml"
-    data = read_toml(path, {"name", "languages", "tasks", "decline", "thresholds"})
-    try:
-        for name, task in data["tasks"].items():
-            refuse_unknown_keys(f"{path} [tasks.{name}]", task, ["samples", "headings"])
-            refuse_unknown_keys(f"{path} [tasks.{name}.samples]", task["samples"], ["original", "added", "eval"])
-            refuse_unknown_keys(f"{path} [tasks.{name}.headings]", task["headings"], data["languages"])
-        refuse_unknown_keys(f"{path} [thresholds]", data["thresholds"], [*data["tasks"], "all"])
-        for name, wanted in data["thresholds"].items():
-            refuse_unknown_keys(f"{path} [thresholds] {name}", wanted, METRICS)
-            for metric, share in wanted.items():
-                if not 0 < share < 1:
-                    raise InputError(
-                        f"{path} [thresholds] {name}: {metric} = {share}; a share between 0 and 1 expected."
-                    )
-        tasks = {name: Task(**task) for name, task in data.pop("tasks").items()}
-        for name, task in tasks.items():
-            if lacking := [language for language in data["languages"] if language not in task.headings]:
-                raise InputError(f"{path} [tasks.{name}.headings]: no headings in {lacking[0]!r}.")
-        return Dataset(path=folder.resolve(), tasks=tasks, **data)
-    except KeyError as missing:
-        raise InputError(f"{path}: the key {missing} is missing.") from None
-    except (AttributeError, TypeError) as problem:
-        raise InputError(f"{path}: not a dataset ({problem}).") from None
+    file = folder / "dataset.toml"
+    dataset = validate(Dataset, read_toml(file), file, path=folder.resolve())
+    by_language: dict[str, Iterable[str]] = {"decline": dataset.decline}
+    for name, task in dataset.tasks.items():
+        refuse_unknown_names(f"{file}, tasks.{name}.samples", "origin", task.samples, ORIGINS)
+        by_language[f"tasks.{name}.headings"] = task.headings
+    for key, seen in by_language.items():
+        refuse_unknown_names(f"{file}, {key}", "language", seen, dataset.languages)
+        if lacking := [language for language in dataset.languages if language not in seen]:
+            raise InputError(f"{file}: the key {key}.{lacking[0]} is missing; expected one per language.")
+    refuse_unknown_names(f"{file}, thresholds", "task", dataset.thresholds, [*dataset.tasks, "all"])
+    for name, shares in dataset.thresholds.items():
+        refuse_unknown_names(f"{file}, thresholds.{name}", "metric", shares, METRICS)
+    return dataset
 
 
 def headings(text: str) -> list[str]:
@@ -200,13 +201,13 @@ def headings(text: str) -> list[str]:
 
 
 def sections(text: str) -> list[str]:
-    """What stands under each heading; what stands before the first one is put in front of it."""
+    """The text under each heading; text before the first heading, if there is any, comes first."""
     before, *below = re.split(r"^#.*$", text, flags=re.MULTILINE)
     return below if not before.strip() else ["", *below]
 
 
 def squeeze(text: str) -> str:
-    r"""A text as key points are compared: no case, no spaces, no markup; `\varepsilon_0` is `ε₀` is `ε0`."""
+    r"""A text without case, spaces and markup, for comparing key points: `\varepsilon_0` is `ε₀` is `ε0`."""
     text = re.sub(r"\\([A-Za-z]+)", lambda name: _GREEK.get(name[1], name[0]), text)
     text = unicodedata.normalize("NFKC", text).casefold().replace("−", "-")
     return re.sub(r"[\s$\\{}*_^·⋅×`]", "", text)
@@ -218,14 +219,14 @@ def similarity(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
-@cache  # every training sample is compared with every evaluation sample
+@cache  # Every training sample is compared with every evaluation sample.
 def _grams(text: str, length: int = 4) -> frozenset[str]:
     text = squeeze(re.sub(r"^#.*$", "", text, flags=re.MULTILINE))
     return frozenset(text[at : at + length] for at in range(max(1, len(text) - length + 1)))
 
 
 def _told(wrong: Any) -> str:
-    """jsonschema's message, for a person: `'answer' is a required property` says nothing of what to do."""
+    """jsonschema's message, in plain English where its own does not say what to do."""
     if wrong.validator == "required":
         missing = next(name for name in wrong.validator_value if name not in wrong.instance)
         return f"the field {missing!r} is missing"

@@ -235,7 +235,7 @@ class _Replay:
 
 
 def merge_facts(found: MergeFindings, merged: Path) -> dict[str, Any]:
-    """The facts that gates judge, by name."""
+    """The facts of the merged checkpoint beside base and adapter (`assay.steps.merge.MergedCheckpoint`), by name."""
     lora, after = found.adapter, read_folder(merged)
     kinds: dict[str, list[str]] = {}
     for defect in found.defects:
@@ -264,10 +264,4 @@ def merge_facts(found: MergeFindings, merged: Path) -> dict[str, Any]:
         "tensors_not_finite": not_finite,
         "largest_absolute_value": largest,
         "largest_absolute_value_in": where,
-        "recipe": found.recipe,
-        "recipes": dict(found.recipes),
-        "elements_compared": found.elements,
-        "elements_one_step_off": found.off_by_one_ulp,
-        "defects": [f"{defect.kind}: {defect.where}: {defect.detail}" for defect in found.defects],
-        "notes": found.notes,
     }

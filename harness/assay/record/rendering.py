@@ -1,4 +1,4 @@
-"""Renders a run's record: HTML, JUnit, Markdown, the terminal. Pure functions of the record; nothing is judged here."""
+"""Writes the renderings of a run: `report.html`, `junit.xml` and `summary.md`, each a pure function of the record."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from pathlib import Path
 
 from assay.record.html import render_html
 from assay.record.junit import render_junit
-from assay.record.record import read_run
-from assay.record.text import render_markdown, terminal_lines
+from assay.record.reading import read_run
+from assay.record.text import render_markdown
 
-__all__ = ["terminal_lines", "write_reports"]
+RENDERINGS = {"report.html": render_html, "junit.xml": render_junit, "summary.md": render_markdown}
+"""File name to the function that renders it."""
 
 
 def write_reports(folder: Path) -> list[Path]:
-    """Render `report.html`, `junit.xml` and `summary.md` into the run's folder, each whole or not at all."""
+    """Write each rendering into the run's folder, whole or not at all; their paths."""
     run = read_run(folder)
-    written = []
-    renderings = {"report.html": render_html, "junit.xml": render_junit, "summary.md": render_markdown}
-    for name, render in renderings.items():
-        path = folder / name
-        part = path.with_name(f".{name}.part")
+    for name, render in RENDERINGS.items():
+        part = folder / f".{name}.part"
         part.write_text(render(run), encoding="utf-8")
-        part.replace(path)
-        written.append(path)
-    return written
+        part.replace(folder / name)
+    return [folder / name for name in RENDERINGS]

@@ -1,4 +1,4 @@
-"""Where finished steps live: one folder a step, named by its digest, whole or not there at all."""
+"""Where finished steps live: one folder per step, named by its digest, whole or not there at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from assay.files import digest_file, write_json
-from assay.steps.step import Step
+from assay.steps.step import F, Stage, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +23,19 @@ class Artifact:
     digest: str
     step: str
     stages: dict[str, dict[str, Any]]
-    """Facts by stage; every fact names its unit."""
+    """Stage to its facts as JSON, for the stages that the step reached."""
     run: str
     """The run that made it."""
     seconds: float
     peak_rss_bytes: int
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The facts of all stages together."""
-        return {name: fact for facts in self.stages.values() for name, fact in facts.items()}
+    def facts(self, stage: Stage[F]) -> F:
+        """What a stage measured.
+
+        Raises:
+            KeyError: the step did not reach it.
+        """
+        return stage.facts.model_validate(self.stages[stage.name])
 
     def file(self, name: str) -> Path:
         return self.path / name

@@ -1,7 +1,7 @@
 """The code that steps run, each in a process of its own: the only code that imports torch and its like.
 
-A worker is a function `name(work, *, …)` whose arguments are the step's fields. It returns facts through
-`work.stage(...)` and judges nothing.
+A worker is a function `name(work, *, …)` whose arguments are the step's fields. It leaves facts through
+`work.reached(...)` and judges nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 
 from assay import process
 from assay.errors import AssayError
+from assay.steps.step import F, Stage
+
+_SIGNALS = {4: "illegal-instruction", 9: "killed", 25: "disk-full"}
+"""A signal that ends a tool, to the failure code that it means."""
 
 
 class Problem(AssayError):
     """The work cannot go on, for a reason that a person can act on."""
-
-    kind = "failed"
 
 
 class Work:
@@ -28,16 +30,16 @@ class Work:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stages: dict[str, dict[str, Any]] = {}
-        """Facts by stage, so far."""
+        """Stage to its facts as JSON, so far."""
 
-    def stage(self, name: str, **facts: Any) -> None:
+    def reached(self, stage: Stage[F], facts: F) -> None:
         """A milestone is reached: its facts are on disk when this returns."""
-        self.stages[name] = facts
+        self.stages[stage.name] = facts.model_dump(mode="json")
         part = self.folder / ".stages.part"
         # Inf and NaN are not JSON, and a reader that stumbles over them loses the record.
         part.write_text(json.dumps(self.stages, ensure_ascii=False, allow_nan=False), encoding="utf-8")
         part.replace(self.folder / "stages.json")
-        print(f"[stage] {name}", flush=True)
+        print(f"[stage] {stage.name}", flush=True)
 
 
 def host_peak_bytes() -> int:
@@ -68,13 +70,23 @@ def call(command: list[str], *, env: dict[str, str] | None = None, deadline_seco
             )
         except OSError as problem:
             raise Problem(
-                f"{name} does not start ({problem}). Build the toolchain again: `nox -s toolchain`."
+                f"{name} does not start ({problem}). Build the toolchain again: `nox -s toolchain`.",
+                code="tool-not-executable" if isinstance(problem, PermissionError) else "tool-missing",
+                tool=name,
             ) from None
-        said = log.read_bytes().decode(errors="replace")
-        print(said, f"[{name}: exit code {done.exit_code}, {done.seconds:.2f} s]", flush=True)
+        output = log.read_bytes().decode(errors="replace")
+        print(output, f"[{name}: exit code {done.exit_code}, {done.seconds:.2f} s]", flush=True)
         tail = process.last_lines(log, 6) or "It printed nothing."
     if done.timed_out:
-        raise Problem(f"{name} hung: killed after {deadline_seconds:.0f} s. It last printed:\n{tail}")
+        raise Problem(
+            f"{name} hung: killed after {deadline_seconds:.0f} s. It last printed:\n{tail}",
+            code="hung",
+            tool=name,
+            seconds=f"{deadline_seconds:.0f}",
+        )
     if done.exit_code != 0:
-        raise Problem(f"{name} ended with exit code {done.exit_code}:\n{tail}")
-    return said
+        # A shell that starts the tool says 128 + the signal.
+        signal = -done.exit_code if done.exit_code < 0 else done.exit_code - 128
+        code = _SIGNALS.get(signal, "tool-failed")
+        raise Problem(f"{name} ended with exit code {done.exit_code}:\n{tail}", code=code, tool=name)
+    return output

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from assay.inputs.checkpoint import all_finite_max, read_folder
-from assay.inputs.lora import CONFIG, rank, read_lora_weights, targets
+from assay.inputs.lora import rank, read_lora_weights, targets
+from assay.steps.adapter import AdapterFiles, InspectAdapter
 from assay.workers import Work
 
 
@@ -26,21 +27,18 @@ def inspect(work: Work, *, adapter: str, base: str) -> None:
             misfits.append(f"{low.module}: the adapter is {left[0]}×{right[1]}, the base {list(there.shape)}")
         if not all_finite_max(low.a)[1] or not all_finite_max(low.b)[1]:
             zero.append(low.module)
-        if left[1] != (wanted := rank(config, low.module)):
-            off_rank.append(f"{low.module}: rank {left[1]}, the config says {wanted}")
+        if left[1] != (expected := rank(config, low.module)):
+            off_rank.append(f"{low.module}: rank {left[1]}, the config says {expected}")
         if bool(config.get("use_dora")) != (low.magnitude is not None):
             without_magnitude.append(low.module)
     wanted_modules = targets(config, base_tensors)
     wanted_saved = config.get("modules_to_save") or []
-    work.stage(
-        "inspect",
+    facts = AdapterFiles(
         peft_type=config.get("peft_type"),
         rank=config.get("r"),
         alpha=config.get("lora_alpha"),
         target_modules=config.get("target_modules"),
         base_model_name_or_path=config.get("base_model_name_or_path"),
-        peft_version=config.get("peft_version"),
-        config_file=CONFIG,
         tensors=len(lora.tensors),
         adapted_modules=len(lora.halves),
         saved_modules=sorted(lora.saved),
@@ -60,3 +58,4 @@ def inspect(work: Work, *, adapter: str, base: str) -> None:
         ],
         scales=sorted({low.scale for low in lora.changes.values()}),
     )
+    work.reached(InspectAdapter.inspected, facts)

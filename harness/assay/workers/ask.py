@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from assay.measures.answers import Kind, classify
+from assay.measures.answers import classify
+from assay.steps.answers import Answer
+from assay.steps.nf4 import AskTransformers, BatchGeneration
 from assay.workers import Work, read_prompts
 from assay.workers.model import end_tokens, load_full, load_nf4, peaks
 
@@ -29,21 +31,21 @@ def transformers(
         network.eval()
     load_seconds = time.monotonic() - started
     questions = list(read_prompts(prompts).items())
-    answers: dict[str, dict[str, Any]] = {}
+    answers: dict[str, Answer] = {}
     started = time.monotonic()
     for at in range(0, len(questions), BATCH):
         batch = dict(questions[at : at + BATCH])
         answers |= answer_all(network, tokenizer, device, batch, max_new_tokens)
         print(f"{len(answers)} of {len(questions)} answered", flush=True)
     seconds = time.monotonic() - started
-    work.stage(
-        "generate",
+    facts = BatchGeneration(
         answers=answers,
         load_seconds=round(load_seconds, 3),
         computed_in=str(network.dtype).removeprefix("torch."),
-        tokens_per_second_in_batch=round(sum(answer["tokens"] for answer in answers.values()) / seconds, 2),
+        tokens_per_second_in_batch=round(sum(answer.tokens or 0 for answer in answers.values()) / seconds, 2),
         **peaks(device),
     )
+    work.reached(AskTransformers.generated, facts)
 
 
 def answer_all(
@@ -54,7 +56,7 @@ def answer_all(
     limit: int,
     *,
     padding_side: str = "left",
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Answer]:
     """Greedy answers to all questions in one batch.
 
     Padding goes to the left: an answer has to follow its question at once, not a row of padding.
@@ -79,26 +81,27 @@ def answer_all(
         output = network.generate(**inputs, max_new_tokens=limit, **greedy)
     p_end = torch.softmax(first, dim=-1)[:, ends].sum(dim=-1)
     thinking = [tokenizer.decode(ids).rstrip().endswith("<think>") for ids in inputs["input_ids"]]
-    answers = {}
+    answers: dict[str, Answer] = {}
     for place, name in enumerate(questions):
         ids = output[place, inputs["input_ids"].shape[1] :].tolist()
         end = next((at for at, token in enumerate(ids) if token in ends), None)
-        said = ids[:end]
-        text = tokenizer.decode(said, skip_special_tokens=True)
-        raw = tokenizer.decode(said, skip_special_tokens=False)
-        kind = classify(text, finished=end is not None, raw=raw, tokens=said, thinking=thinking[place])
-        answers[name] = {
-            "text": text,
-            "kind": kind.value,
-            "tokens": len(said) + (end is not None),
-            "ended_by": "end token" if end is not None else "token limit",
-            "p_end_at_first_position": round(p, 6) if (p := float(p_end[place])) == p else None,
-        }
-    if empty := [place for place, name in enumerate(questions) if not Kind(answers[name]["kind"]).says_something]:
-        # Is there an answer behind the end token? What is said when it may not come first tells.
+        generated = ids[:end]
+        text = tokenizer.decode(generated, skip_special_tokens=True)
+        raw = tokenizer.decode(generated, skip_special_tokens=False)
+        kind = classify(text, finished=end is not None, raw=raw, tokens=generated, thinking=thinking[place])
+        answers[name] = Answer(
+            text=text,
+            kind=kind,
+            tokens=len(generated) + (end is not None),
+            ended_by="end token" if end is not None else "token limit",
+            p_end_at_first_position=round(p, 6) if (p := float(p_end[place])) == p else None,
+        )
+    if empty := [place for place, name in enumerate(questions) if not answers[name].kind.says_something]:
+        # Is there an answer after the end token? Text generated while the end token may not come first tells.
         with torch.inference_mode():
             forced = network.generate(**inputs, max_new_tokens=FORCED, min_new_tokens=FORCED, **greedy)
         for place in empty:
-            said = forced[place, inputs["input_ids"].shape[1] :]
-            answers[list(questions)[place]]["text_when_forced"] = tokenizer.decode(said, skip_special_tokens=True)
+            generated = forced[place, inputs["input_ids"].shape[1] :]
+            name, text = list(questions)[place], tokenizer.decode(generated, skip_special_tokens=True)
+            answers[name] = answers[name].model_copy(update={"text_when_forced": text})
     return answers

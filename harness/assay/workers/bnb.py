@@ -18,6 +18,9 @@ from assay.inputs.lora import read_lora_weights
 from assay.measures import strength
 from assay.measures.answers import classify
 from assay.measures.sizing import Shapes, bytes_nf4
+from assay.steps.answers import Answer, Generation
+from assay.steps.nf4 import Forward, Loading, LoadNf4, Mounting, MountNf4, Nf4Model
+from assay.steps.strength import AdapterStrength
 from assay.workers import Work, read_prompts
 from assay.workers.model import end_tokens, load_nf4, peaks
 from assay.workers.shapes import build
@@ -36,14 +39,15 @@ def load(work: Work, *, base: str) -> None:
     )
     quantized = {name: module for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
     states = [module.weight.quant_state for module in quantized.values()]
-    work.stage(
-        "load",
+    left, left_bytes = _left_in_16_bit(model)
+    loaded = Nf4Model(
         device=device,
         load_seconds=round(seconds, 3),
         layers_in_4bit=len(quantized),
         layers_expected_in_4bit=len(expected),
         layers_wrongly_left=sorted({name.removesuffix(".weight") for name in expected} - set(quantized)),
-        **_left_in_16_bit(model),
+        matrices_left_in_16_bit=left,
+        matrices_left_bytes=left_bytes,
         quantization_types=sorted({str(state.quant_type) for state in states}),
         double_quantization=all(bool(state.nested) for state in states),
         compute_dtypes=sorted({str(module.compute_dtype).removeprefix("torch.") for module in quantized.values()}),
@@ -51,10 +55,12 @@ def load(work: Work, *, base: str) -> None:
         weight_bytes_predicted=bytes_nf4(shapes, double_quantization=True),
         **peaks(device),
     )
+    work.reached(LoadNf4.loaded, loaded)
     logits = _last_logits(model, _render(tokenizer, "What is the capital of France?", device))
     np.save(work.folder / "logits.npy", logits)
     finite = np.isfinite(logits)
-    work.stage("forward", logits=int(logits.size), logits_not_finite=int((~finite).sum()), **peaks(device))
+    facts = Forward(logits=int(logits.size), logits_not_finite=int((~finite).sum()), **peaks(device))
+    work.reached(LoadNf4.forward, facts)
 
 
 def mount(work: Work, *, base: str, adapter: str, base_nf4: str, prompts: str, max_new_tokens: int) -> None:
@@ -65,7 +71,7 @@ def mount(work: Work, *, base: str, adapter: str, base_nf4: str, prompts: str, m
     started = time.monotonic()
     model, tokenizer, device = load_nf4(base)
     load_seconds = round(time.monotonic() - started, 3)
-    work.stage("load", device=device, load_seconds=load_seconds)
+    work.reached(MountNf4.loaded, Loading(device=device, load_seconds=load_seconds))
 
     started = time.monotonic()
     model = PeftModel.from_pretrained(model, adapter, adapter_name="candidate")
@@ -85,32 +91,36 @@ def mount(work: Work, *, base: str, adapter: str, base_nf4: str, prompts: str, m
         with_zero = _last_logits(model, question)
         model.set_adapter("candidate")
     base_alone = np.load(Path(base_nf4) / "logits.npy")
-    work.stage(
-        "mount",
+    mounted = Mounting(
         mount_seconds=round(mount_seconds, 3),
         **arrived,
-        **measured,
         logits_not_finite=int((~np.isfinite(with_adapter)).sum()),
         largest_logit_change=_largest_change(with_adapter, without),
         largest_logit_change_by_zero_adapter=None if with_zero is None else _largest_change(with_zero, without),
         cosine_of_base_before_and_after_mounting=_cosine(without, base_alone),
     )
+    work.reached(MountNf4.mounted, mounted)
+    work.reached(MountNf4.strength, measured)
 
-    answers = {}
+    answers: dict[str, Answer] = {}
+    prompt_tokens, decoded, prefill_seconds, decode_seconds = 0, 0, 0.0, 0.0
     for name, text in read_prompts(prompts).items():
-        answers[name] = _answer(model, tokenizer, _render(tokenizer, text, device), max_new_tokens, torch)
-        print(f"[{name}] {answers[name]['kind']}: {answers[name]['text']!r}", flush=True)
-    decoded = sum(answer["tokens"] - 1 for answer in answers.values())
-    decode_seconds = sum(answer["decode_seconds"] for answer in answers.values())
-    prefill_seconds = sum(answer["prefill_seconds"] for answer in answers.values())
-    work.stage(
-        "generate",
+        rendered = _render(tokenizer, text, device)
+        answer, times = _answer(model, tokenizer, rendered, max_new_tokens, torch)
+        answers[name] = answer
+        prompt_tokens += int(rendered["input_ids"].shape[1])
+        decoded += len(times) - 2
+        prefill_seconds += times[1] - times[0]
+        decode_seconds += times[-1] - times[1]
+        print(f"[{name}] {answer.kind.value}: {answer.text!r}", flush=True)
+    facts = Generation(
         answers=answers,
         load_seconds=load_seconds,
-        prefill_tokens_per_second=round(sum(a["prompt_tokens"] for a in answers.values()) / prefill_seconds, 2),
+        prefill_tokens_per_second=round(prompt_tokens / prefill_seconds, 2),
         decode_tokens_per_second=round(decoded / decode_seconds, 2) if decode_seconds else None,
         **peaks(device),
     )
+    work.reached(MountNf4.generated, facts)
 
 
 def _weight_bytes(model: Any) -> int:
@@ -130,8 +140,11 @@ def _weight_bytes(model: Any) -> int:
     return sum(seen.values())
 
 
-def _left_in_16_bit(model: Any) -> dict[str, Any]:
-    """Matrices beside embeddings and head that are not 4-bit, whatever holds them: fused experts are no linears."""
+def _left_in_16_bit(model: Any) -> tuple[list[str], int]:
+    """Names and bytes of matrices beside embeddings and head that are not 4-bit, whatever module holds them.
+
+    Fused experts are no linear layers.
+    """
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     at_ends = {id(parameter) for end in ends if end is not None for parameter in end.parameters()}
     left, left_bytes = [], 0
@@ -140,7 +153,7 @@ def _left_in_16_bit(model: Any) -> dict[str, Any]:
         if is_matrix and getattr(parameter, "quant_state", None) is None:
             left.append(name)
             left_bytes += parameter.numel() * parameter.element_size()
-    return {"matrices_left_in_16_bit": left, "matrices_left_bytes": left_bytes}
+    return left, left_bytes
 
 
 def _render(tokenizer: Any, text: str, device: str) -> dict[str, Any]:
@@ -163,31 +176,31 @@ def _last_logits(model: Any, inputs: dict[str, Any]) -> np.ndarray[Any, np.dtype
 def _arrivals(model: Any, adapter: Path) -> dict[str, Any]:
     """Every tensor of the adapter's file against the parameters it should have become."""
     file = read_header(adapter / "adapter_model.safetensors")
-    wanted: dict[str, Any] = {}
+    expected: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
         if ".candidate" in name:
             key = name.replace(".modules_to_save.candidate", "").replace(".candidate", "")
             if key not in file and key.removesuffix(".weight") in file:
                 key = key.removesuffix(".weight")
-            wanted[key] = parameter
+            expected[key] = parameter
     # peft also saves the untouched embedding under an adapter of it: that arrives if the base's own is the same.
-    wanted |= {name: value for name, value in model.named_parameters() if ".base_layer." in name and name in file}
+    expected |= {name: value for name, value in model.named_parameters() if ".base_layer." in name and name in file}
     changed = []
-    for name in sorted(set(wanted) & set(file)):
-        values = wanted[name].detach().float().cpu().numpy()
+    for name in sorted(set(expected) & set(file)):
+        values = expected[name].detach().float().cpu().numpy()
         # NaN equals NaN here: whether values are finite is another fact.
         if values.shape != file[name].shape or not np.array_equal(values, file[name].float32(), equal_nan=True):
             changed.append(name)
     return {
         "tensors_in_file": len(file),
-        "tensors_consumed": len(set(wanted) & set(file)) - len(changed),
-        "tensors_not_consumed": sorted(set(file) - set(wanted)),
-        "tensors_missing_in_file": sorted(set(wanted) - set(file)),
+        "tensors_consumed": len(set(expected) & set(file)) - len(changed),
+        "tensors_not_consumed": sorted(set(file) - set(expected)),
+        "tensors_missing_in_file": sorted(set(expected) - set(file)),
         "tensors_changed_on_the_way": changed,
     }
 
 
-def _strength(model: Any, base: Path, adapter: Path) -> dict[str, Any]:
+def _strength(model: Any, base: Path, adapter: Path) -> AdapterStrength:
     """The adapter's strength in what each layer computes with: its 4-bit weight dequantized, plus what is mounted."""
     import torch
     from bitsandbytes.functional import dequantize_4bit
@@ -209,7 +222,7 @@ def _strength(model: Any, base: Path, adapter: Path) -> dict[str, Any]:
             whole = weight.float() if state is None else dequantize_4bit(weight.data, state).float()
             return (whole + module.get_delta_weight("candidate").float()).cpu().numpy()
 
-    return strength.adapter_strength(tensors, read_lora_weights(adapter, tensors), read)
+    return AdapterStrength(**strength.adapter_strength(tensors, read_lora_weights(adapter, tensors), read))
 
 
 def _mount_zero_twin(model: Any, adapter: Path, folder: Path) -> bool:
@@ -243,18 +256,17 @@ def _cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float | None:
     return cosine if np.isfinite(cosine) else None
 
 
-def _answer(model: Any, tokenizer: Any, inputs: dict[str, Any], limit: int, torch: Any) -> dict[str, Any]:
-    """One greedy answer, with its raw ids, what ended it, P(end) at the first position, and seconds."""
+def _answer(model: Any, tokenizer: Any, inputs: dict[str, Any], limit: int, torch: Any) -> tuple[Answer, list[float]]:
+    """One greedy answer, and the clock in seconds at its start and after each of its tokens."""
     from transformers import StoppingCriteriaList
 
-    times: list[float] = []
+    times = [time.monotonic()]
 
     def clock(*_: Any, **__: Any) -> Any:
         times.append(time.monotonic())
         return torch.zeros(1, dtype=torch.bool, device=inputs["input_ids"].device)
 
     ends = end_tokens(model)
-    started = time.monotonic()
     with torch.inference_mode():
         output = model.generate(
             **inputs,
@@ -269,20 +281,18 @@ def _answer(model: Any, tokenizer: Any, inputs: dict[str, Any], limit: int, torc
         )
     ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     finished = bool(ids) and ids[-1] in ends
-    said = ids[:-1] if finished else ids
-    text = tokenizer.decode(said, skip_special_tokens=True)
+    generated = ids[:-1] if finished else ids
+    text = tokenizer.decode(generated, skip_special_tokens=True)
     first = output.logits[0][0].float()
     p_end = torch.softmax(first, dim=-1)[ends].sum().item() if bool(torch.isfinite(first).all()) else None
-    raw = tokenizer.decode(said, skip_special_tokens=False)
+    raw = tokenizer.decode(generated, skip_special_tokens=False)
     thinking = tokenizer.decode(inputs["input_ids"][0]).rstrip().endswith("<think>")
-    return {
-        "text": text,
-        "kind": classify(text, finished=finished, raw=raw, tokens=said, thinking=thinking).value,
-        "token_ids": ids,
-        "tokens": len(ids),
-        "ended_by": "end token" if finished else "token limit",
-        "p_end_at_first_position": p_end,
-        "prompt_tokens": int(inputs["input_ids"].shape[1]),
-        "prefill_seconds": round(times[0] - started, 4),
-        "decode_seconds": round(times[-1] - times[0], 4),
-    }
+    answer = Answer(
+        text=text,
+        kind=classify(text, finished=finished, raw=raw, tokens=generated, thinking=thinking),
+        tokens=len(ids),
+        ended_by="end token" if finished else "token limit",
+        p_end_at_first_position=p_end,
+        prompt_tokens=int(inputs["input_ids"].shape[1]),
+    )
+    return answer, times

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from assay.errors import InputError
 from assay.files import read_json
@@ -14,6 +13,7 @@ from assay.inputs.dataset import METRICS, SPLITS, Dataset, Flaw, Sample, read_da
 from assay.measures import encoding
 from assay.measures.answers import Kind
 from assay.measures.metrics import score
+from assay.steps.dataset import ClosestPair, DatasetFiles, EncodeDataset, EncodedSamples, ReadDataset
 from assay.workers import Work
 
 Splits = dict[str, list[Sample]]
@@ -23,19 +23,19 @@ def read(work: Work, *, dataset: str) -> None:
     """Facts on the files alone: no model, no tokenizer."""
     data = read_dataset(Path(dataset))
     splits, flaws = _read_all(data)
-    work.stage(
-        "read",
+    facts = DatasetFiles(
         samples=sum(map(len, splits.values())),
         lines_not_parsed=[flaw.text for flaw in flaws if flaw.kind == "parse"],
         lines_with_wrong_fields=[flaw.text for flaw in flaws if flaw.kind == "fields"],
         lines_off_template=[flaw.text for flaw in flaws if flaw.kind == "template"],
         counts=_counts(data, splits),
-        counts_expected={task: wanted.samples for task, wanted in data.tasks.items()},
+        counts_expected={task: planned.samples for task, planned in data.tasks.items()},
         without_counterpart=_without_counterpart(data, splits),
         duplicates=_duplicates(splits),
         closest_pair_of_train_and_eval=_closest(splits),
         references_not_scoring_full=_references(data, splits),
     )
+    work.reached(ReadDataset.read, facts)
 
 
 def _read_all(data: Dataset) -> tuple[Splits, list[Flaw]]:
@@ -60,8 +60,8 @@ def _counts(data: Dataset, splits: Splits) -> dict[str, dict[str, dict[str, int]
     counted = Counter((one.language, one.task, one.origin) for samples in splits.values() for one in samples)
     return {
         language: {
-            task: {origin: counted[language, task, origin] for origin in wanted.samples}
-            for task, wanted in data.tasks.items()
+            task: {origin: counted[language, task, origin] for origin in planned.samples}
+            for task, planned in data.tasks.items()
         }
         for language in data.languages
     }
@@ -86,14 +86,14 @@ def _duplicates(splits: Splits) -> list[str]:
     return found
 
 
-def _closest(splits: Splits) -> dict[str, Any] | None:
+def _closest(splits: Splits) -> ClosestPair | None:
     """The training sample most like an evaluation sample, in its question or in its answer."""
     pairs = [(a, b) for a in splits["train"] for b in splits["eval"] if a.language == b.language]
     likeness = [(max(similarity(a.prompt, b.prompt), similarity(a.answer, b.answer)), a, b) for a, b in pairs]
     if not likeness:
         return None
     most, train, held_out = max(likeness, key=lambda entry: entry[0])
-    return {"similarity": round(most, 4), "train": train.id, "eval": held_out.id, "language": train.language}
+    return ClosestPair(similarity=round(most, 4), train=train.id, eval=held_out.id, language=train.language)
 
 
 def _references(data: Dataset, splits: Splits) -> list[str]:
@@ -133,8 +133,7 @@ def encode(work: Work, *, dataset: str, base: str, language: str, tasks: list[st
         for name in encoding.flaws(row, one.answer in tokenizer.decode(row.trained), served):
             flawed[name].append(one.id)
     longest = max(lengths, key=lambda id: lengths[id], default=None)
-    work.stage(
-        "encode",
+    facts = EncodedSamples(
         longest_sample=longest,
         longest_sample_tokens=lengths[longest] if longest else 0,
         mean_sample_tokens=round(sum(lengths.values()) / len(lengths), 1) if lengths else 0,
@@ -143,6 +142,7 @@ def encode(work: Work, *, dataset: str, base: str, language: str, tasks: list[st
         not_encodable=refused,
         **flawed,
     )
+    work.reached(EncodeDataset.encoded, facts)
 
 
 def _end_tokens(base: Path) -> set[int]:

@@ -92,17 +92,17 @@ def ask_llama_cli(
     command = [str(toolchain.bin / "llama-cli"), "--model", str(model), "--single-turn", "--prompt", prompt]
     command += ["--no-escape", "--predict", str(max_new_tokens), "--temp", "0", "--ctx-size", "4096", "--no-warmup"]
     command += ["--output", str(answer), "--offline", *_threads()]
-    said = call(command, deadline_seconds=deadline_seconds)
+    reply = call(command, deadline_seconds=deadline_seconds)
     written = answer.read_text(encoding="utf-8", errors="replace") if answer.exists() else ""
     # The file holds `User:\n…\n\nAssistant:\n<answer>\n\n`.
     _, heading, text = written.partition(f"User:\n{prompt}\n\nAssistant:\n")
     text = text.removesuffix("\n").removesuffix("\n")
     text = text.replace("[Start thinking]", "<think>").replace("[End thinking]", "</think>")
-    timings = _TIMINGS.search(said)
+    timings = _TIMINGS.search(reply)
     return {
         "text": text,
         "answer_found": bool(heading),
-        "errors": _ERROR.findall(said),
+        "errors": _ERROR.findall(reply),
         "prefill_tokens_per_second": float(timings[1]) if timings else None,
         "decode_tokens_per_second": float(timings[2]) if timings else None,
     }
@@ -159,10 +159,10 @@ class Server:
         Raises:
             Problem: it refuses.
         """
-        status, said = self._request("POST", path, json.dumps(body))
+        status, reply = self._request("POST", path, json.dumps(body))
         if status != 200:
-            raise Problem(f"llama-server refuses {path} with {status}: {said[:300]!r}")
-        answer: dict[str, Any] = json.loads(said)
+            raise Problem(f"llama-server refuses {path} with {status}: {reply[:300]!r}")
+        answer: dict[str, Any] = json.loads(reply)
         return answer
 
     def _request(self, method: str, path: str, body: str | None) -> tuple[int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from assay.machine import cpu_flags
 from assay.workers import Problem, host_peak_bytes
@@ -11,7 +11,7 @@ from assay.workers import Problem, host_peak_bytes
 
 def load_nf4(base: str, compute: Any = None) -> tuple[Any, Any, str]:
     """Model, tokenizer and device: nf4 with double quantization, computing in bf16 unless another dtype is given."""
-    import bitsandbytes  # noqa: F401  # its absence is told as such, and not as a ValueError of transformers
+    import bitsandbytes  # noqa: F401  # a missing library is reported as such, not as a ValueError of transformers
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -71,16 +71,24 @@ def end_tokens(model: Any) -> list[int]:
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     if ends == [None]:
-        raise Problem("The base names no end token (eos_token_id) in generation_config.json. Add it.")
+        raise Problem(
+            "The base names no end token (eos_token_id) in generation_config.json. Add it.", code="no-end-token"
+        )
     return ends
 
 
-def peaks(device: str) -> dict[str, int | None]:
+class Peaks(TypedDict):
+    """Peak memory in bytes."""
+
+    peak_host_bytes: int
+    peak_device_bytes: int | None
+
+
+def peaks(device: str) -> Peaks:
     """Peak memory of this process so far, on the host and on the GPU."""
     import torch
 
     on_gpu = device.startswith("cuda")
-    return {
-        "peak_host_bytes": host_peak_bytes(),
-        "peak_device_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
-    }
+    return Peaks(
+        peak_host_bytes=host_peak_bytes(), peak_device_bytes=torch.cuda.max_memory_reserved() if on_gpu else None
+    )

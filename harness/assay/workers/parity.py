@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from assay.inputs.toolchain import Toolchain
+from assay.steps.gguf import F16, ComparePrompts, PromptDifference, PromptParity, TokenParity
 from assay.workers import Work
-from assay.workers.gguf import F16
 from assay.workers.llama import file_template, import_llama_cpp, llama_server
 
 STRINGS = (
@@ -37,18 +37,12 @@ def prompts(work: Work, *, tokenizer: str, f16: str, toolchain: str) -> None:
     llama = import_llama_cpp(tools)
     vocabulary = llama.Llama(str(file), vocab_only=True, verbose=False)
     added = [str(token) for token in encoder.get_added_vocab()]
-    strings = [*STRINGS, *added, *(f"a{token}b" for token in added)]
-    differ = []
-    for text in strings:
-        wanted = encoder(text, add_special_tokens=False)["input_ids"]
-        seen = vocabulary.tokenize(text.encode(), add_bos=False, special=True)
-        if seen != wanted:
-            differ.append(f"{text!r}: transformers {wanted[:12]}, llama.cpp {seen[:12]}")
-    work.stage("tokens", strings=len(strings), added_tokens=len(added), strings_tokenized_differently=differ)
+    work.reached(ComparePrompts.tokens, _compare_tokens(encoder, vocabulary, added))
 
     render = file_template(llama, vocabulary)
     assert render is not None  # `convert_f16_ok` has compared it with the checkpoint's
-    refused, rendered, tokens, starts = [], [], [], 0
+    refused, tokens, starts = [], [], 0
+    rendered: list[PromptDifference] = []
     # Some leave the start token to the tokenizer: whether there is one is seen in the ids.
     start = encoder.bos_token or ""
     dialogs = _dialogs(added, thinks="enable_thinking" in vocabulary.metadata["tokenizer.chat_template"])
@@ -59,7 +53,7 @@ def prompts(work: Work, *, tokenizer: str, f16: str, toolchain: str) -> None:
             except TemplateError as problem:  # as some do of a system turn
                 refused.append(f"{name}: {problem}")
                 continue
-            wanted = encoder.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False, **switches)
+            expected = encoder.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False, **switches)
             theirs = render(messages=dialog, **switches)
             asked = {"messages": dialog, "chat_template_kwargs": switches}
             ours = server.post("/apply-template", asked)["prompt"]
@@ -76,19 +70,33 @@ def prompts(work: Work, *, tokenizer: str, f16: str, toolchain: str) -> None:
             for who, (prompt, seen) in given.items():
                 starts = max(starts, _starts(seen, vocabulary.token_bos()))
                 if prompt.removeprefix(start) != text.removeprefix(start):
-                    rendered.append(f"{name}: transformers {text[-80:]!r}, {who} {prompt[-80:]!r}")
-                if seen != wanted:
-                    tokens.append(
-                        f"{name}: transformers {wanted[:12]} … ({len(wanted)}), {who} {seen[:12]} … ({len(seen)})"
+                    rendered.append(
+                        PromptDifference(dialog=name, runtime=who, transformers=text[-80:], other=prompt[-80:])
                     )
-    work.stage(
-        "prompts",
+                if seen != expected:
+                    tokens.append(
+                        f"{name}: transformers {expected[:12]} … ({len(expected)}), {who} {seen[:12]} … ({len(seen)})"
+                    )
+    compared = PromptParity(
         dialogs=len(dialogs) - len(refused),
         dialogs_refused_by_template=refused,
         prompts_rendered_differently=rendered,
         prompts_tokenized_differently=tokens,
         start_tokens_at_most=starts,
     )
+    work.reached(ComparePrompts.prompts, compared)
+
+
+def _compare_tokens(encoder: Any, vocabulary: Any, added: list[str]) -> TokenParity:
+    """Strings in the tokens of transformers and of llama.cpp; each added token alone and inside a word, too."""
+    strings = [*STRINGS, *added, *(f"a{token}b" for token in added)]
+    differ = []
+    for text in strings:
+        expected = encoder(text, add_special_tokens=False)["input_ids"]
+        seen = vocabulary.tokenize(text.encode(), add_bos=False, special=True)
+        if seen != expected:
+            differ.append(f"{text!r}: transformers {expected[:12]}, llama.cpp {seen[:12]}")
+    return TokenParity(strings=len(strings), added_tokens=len(added), strings_tokenized_differently=differ)
 
 
 def _dialogs(added: list[str], *, thinks: bool) -> dict[str, tuple[list[dict[str, str]], dict[str, bool]]]:
@@ -111,9 +119,9 @@ def _dialogs(added: list[str], *, thinks: bool) -> dict[str, tuple[list[dict[str
     if thinks:
         thought = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nIt stores charge."}
         for switch in (True, False):
-            said = "on" if switch else "off"
-            dialogs[f"thinking {said}"] = ([asked], {"enable_thinking": switch})
-            dialogs[f"two turns, thinking {said}"] = ([asked, thought, two_turns[-1]], {"enable_thinking": switch})
+            state = "on" if switch else "off"
+            dialogs[f"thinking {state}"] = ([asked], {"enable_thinking": switch})
+            dialogs[f"two turns, thinking {state}"] = ([asked, thought, two_turns[-1]], {"enable_thinking": switch})
     return dialogs
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from assay.inputs.toolchain import Toolchain
+from assay.steps.runtimes import SelfTest, SelfTestBinding, SelfTestCli, SelfTestModel, SelfTestQuantization
 from assay.workers import Work, call
 from assay.workers.llama import ask_llama_cli, gguf_facts, import_gguf, import_llama_cpp
 
@@ -26,16 +27,17 @@ def run(work: Work, *, toolchain: str, tool_deadline_seconds: float) -> None:
     gguf = import_gguf(tools)
     f16, q4 = work.folder / "self-test-f16.gguf", work.folder / "self-test-q4_k_m.gguf"
     _write(gguf, f16)
-    work.stage(
-        "write",
+    model_facts = SelfTestModel(
         model_bytes=f16.stat().st_size,
         expected_answer=ANSWER,
         expected_commit=tools.commit,
         converter_commit=_converter_commit(tools),
         converter_present=(tools.source / "convert_hf_to_gguf.py").exists(),
     )
+    work.reached(SelfTest.written, model_facts)
     call([str(tools.bin / "llama-quantize"), str(f16), str(q4), "Q4_K_M"], deadline_seconds=tool_deadline_seconds)
-    work.stage("quantize", quantized_types=gguf_facts(gguf, gguf.GGUFReader(str(q4)), q4)["tensor_types"])
+    types = gguf_facts(gguf, gguf.GGUFReader(str(q4)), q4)["tensor_types"]
+    work.reached(SelfTest.quantized, SelfTestQuantization(quantized_types=types))
 
     version = call([str(tools.bin / "llama-cli"), "--version"], deadline_seconds=tool_deadline_seconds)
     answer = ask_llama_cli(
@@ -46,21 +48,21 @@ def run(work: Work, *, toolchain: str, tool_deadline_seconds: float) -> None:
         max_new_tokens=len(ANSWER),
         deadline_seconds=tool_deadline_seconds,
     )
-    work.stage("llama_cli", llama_cli_answer=answer["text"], llama_cli_commit=_commit(version))
+    work.reached(SelfTest.llama_cli, SelfTestCli(llama_cli_answer=answer["text"], llama_cli_commit=_commit(version)))
 
     llama_cpp = import_llama_cpp(tools)
     model = llama_cpp.Llama(str(q4), n_ctx=128, n_gpu_layers=-1, verbose=True)
     message = {"role": "user", "content": "answer"}
-    said = model.create_chat_completion(messages=[message], max_tokens=len(ANSWER), temperature=0.0)
+    reply = model.create_chat_completion(messages=[message], max_tokens=len(ANSWER), temperature=0.0)
     loaded = Path(llama_cpp.llama_cpp._base_path).resolve()
-    work.stage(
-        "llama_cpp_python",
-        llama_cpp_python_answer=said["choices"][0]["message"]["content"],
+    binding = SelfTestBinding(
+        llama_cpp_python_answer=reply["choices"][0]["message"]["content"],
         llama_cpp_python_release=llama_cpp.__version__,
         expected_release=tools.release,
         same_libraries=loaded == tools.bin.resolve(),
         library_commit=_library_commit(tools.bin),
     )
+    work.reached(SelfTest.llama_cpp_python, binding)
 
 
 def _library_commit(folder: Path) -> str | None:

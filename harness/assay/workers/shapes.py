@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from assay.steps.adapter import ModelShapes, ReadShapes
 from assay.workers import Work
 
 
 def read(work: Work, *, config: str) -> None:
     """Every parameter's name and shape, and which are linear layers that become 4-bit."""
     model, linears = build(config)
-    work.stage(
-        "shapes",
-        parameters={name: list(parameter.shape) for name, parameter in model.named_parameters()},
-        linears=sorted(linears),
-    )
+    parameters = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    work.reached(ReadShapes.read, ModelShapes(parameters=parameters, linears=sorted(linears)))
 
 
 def build(config: str) -> tuple[Any, list[str]]:

@@ -1,0 +1,1 @@
+"""What is injected: each module lists the cases of one subject. None imports another."""

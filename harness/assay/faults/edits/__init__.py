@@ -1,0 +1,1 @@
+"""What cases alter a candidate with: the sandbox, files, models, tools, the processes of workers, GGUF files."""
