@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from assay.errors import InputError
-from assay.files import read_json, read_toml, refuse_unknown_keys
+from assay.files import read_json, read_toml
 from assay.inputs.candidate import read_candidate
 from assay.inputs.dataset import METRICS, read_dataset
 from assay.measures.statistics import CONFIDENCE, judge_share, lower_bound, paired_p
+from assay.validation import FileModel, Text, validate
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +27,9 @@ WEIGHTS = {("coverage", "all"): 0.5, ("format", "all"): 0.3, ("coverage", "style
 """The thesis's formula (section 4.5.5): metric and task to weight."""
 ADAPTER = "multitask"
 """The adapter whose figures are compared."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,32 +187,48 @@ def from_candidate(folder: Path, form: str) -> Experiment:
     )
 
 
+class ExperimentFigures(FileModel):
+    """One `[[experiment]]`: totals that somebody states."""
+
+    name: Text
+    run: str = ""
+    """Name of its run; a time stamp in it says when the run began."""
+    stated_minutes: Annotated[float, Field(ge=0)] | None = None
+    """How long training took."""
+    n: dict[str, Annotated[int, Field(ge=1)]]
+    """Task, or `all`, to number of samples."""
+    coverage: dict[str, Share] = Field(default_factory=dict)
+    """Task, or `all`, to the share of samples."""
+    format: dict[str, Share] = Field(default_factory=dict)
+    refusal: dict[str, Share] = Field(default_factory=dict)
+
+
+class Figures(FileModel):
+    """A file of figures."""
+
+    experiment: Annotated[list[ExperimentFigures], Field(min_length=1)]
+
+
 def from_figures(file: Path) -> list[Experiment]:
     """Experiments from a TOML file of totals, such as `train/figures/thesis-4.5.5.toml`.
 
     Raises:
-        InputError: a key is not known, or the file has no experiment.
+        InputError: the file is no file of figures, or has no experiment.
     """
     found = []
-    for entry in read_toml(file, {"experiment"}).get("experiment", []):
-        refuse_unknown_keys(
-            f"{file} [[experiment]]", entry, ["name", "run", "stated_minutes", "n", "coverage", "format", "refusal"]
-        )
-        stamp = re.search(r"\d{8}_\d{6}", entry.get("run", ""))
-        minutes = entry.get("stated_minutes")
-        shares = {(metric, task): share for metric in METRICS for task, share in entry.get(metric, {}).items()}
+    for entry in validate(Figures, read_toml(file), file).experiment:
+        stamp = re.search(r"\d{8}_\d{6}", entry.run)
+        shares = {(metric, task): share for metric in METRICS for task, share in getattr(entry, metric).items()}
         found.append(
             Experiment(
-                name=entry["name"],
-                n=entry["n"],
+                name=entry.name,
+                n=entry.n,
                 shares=shares,
-                seconds=None if minutes is None else 60.0 * minutes,
+                seconds=None if entry.stated_minutes is None else 60.0 * entry.stated_minutes,
                 measured=False,
                 started_at=datetime.strptime(stamp[0], "%Y%m%d_%H%M%S").replace(tzinfo=UTC) if stamp else None,
             )
         )
-    if not found:
-        raise InputError(f"{file}: no [[experiment]] in it.")
     return found
 
 

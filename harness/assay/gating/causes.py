@@ -173,7 +173,8 @@ def read_causes(file: Path, gates: list[str]) -> Causes:
     Raises:
         InputError: not there, not TOML, an unknown key, gate or predicate, a missing key, an id twice.
     """
-    data = read_toml(file, {"cause"})
+    data = read_toml(file)
+    refuse_unknown_names(file, "key", data, ["cause"])
     predicates = _predicates(file.parent)
     causes = tuple(_cause(file, entry, gates, predicates) for entry in data.get("cause", []))
     ids = [cause.id for cause in causes]

@@ -82,7 +82,7 @@ class Toolchain:
 
 def pin() -> dict[str, Any]:
     """The pinned source, from `tools/llama.cpp/pin.toml`."""
-    return read_toml(paths.PIN, {"package", "release", "sha256", "commit", "tree", "cmake"})
+    return read_toml(paths.PIN)
 
 
 def find_toolchain() -> Toolchain:
