@@ -84,5 +84,5 @@ def test_wrong_figures_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["select"]) == 2
     assert "name folders of evaluated candidates" in capsys.readouterr().err
     path.write_text("version = 1\n")
-    with pytest.raises(InputError, match=r"no \[\[experiment\]\]"):
+    with pytest.raises(InputError, match="the key experiment is missing"):
         from_figures(path)
