@@ -79,7 +79,7 @@ def test_the_formula_weighs_as_the_thesis_says() -> None:
 def test_wrong_figures_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "figures.toml"
     path.write_text(THESIS.read_text().replace("stated_minutes", "minutes_stated", 1))
-    with pytest.raises(InputError, match="unknown key .*minutes_stated"):
+    with pytest.raises(InputError, match="minutes_stated"):
         from_figures(path)
     assert main(["select"]) == 2
     assert "name folders of evaluated candidates" in capsys.readouterr().err
