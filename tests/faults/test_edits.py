@@ -315,11 +315,11 @@ def test_a_merged_checkpoint_is_damaged_before_it_is_examined(
     more = {f"model.layers.0.self_attn.{kind}.weight": torch.ones(2, 2) for kind in ("k_proj", "v_proj")}
     tensor_files.edit_checkpoint(sandbox.base, lambda tensors: tensors.update(more))
     tensors = base_weights(sandbox)
-    monkeypatch.setattr(merge, "examine", lambda base, adapter, merged: base_weights(sandbox))
+    monkeypatch.setattr(merge, "replay_merge", lambda base, adapter, merged: base_weights(sandbox))
     break_with(name, sandbox)
     sandbox.run_in("merge.fold")
     expected(tensors)
-    assert equal(cast(Any, merge).examine(None, None, sandbox.base), tensors)
+    assert equal(cast(Any, merge).replay_merge(None, None, sandbox.base), tensors)
 
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -51,7 +51,7 @@ def _show(console: Console, merged: Path, found: MergeFindings, code: int) -> No
         console.print(
             f"[green]healthy[/]: {len(found.adapter.touched)} tensors {found.recipe or 'replaced whole'}; all others"
         )
-        console.print(f"are the base's ({found.elements:,} weights, {found.off_by_one_ulp} of them one step off).")
+        console.print(f"are the base's ({found.elements:,} weights, {found.off_by_one_ulp} of them off by one ULP).")
     elif code == CANNOT_TELL:
         console.print("[yellow]cannot tell[/]: the adapter changes no tensor that can be replayed.")
     else:
