@@ -16,6 +16,11 @@ HERE = Path(__file__).parent
 QUICKSTART = HERE / "train" / "out" / "quickstart" / "candidate.json"
 
 
+TWO_AT_A_TIME = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+"""Two processes of pytest, each with whole files; `tests/conftest.py` gives each its own cores."""
+UNIT = "not slow and not needs_toolchain"
+
+
 def environment(session: nox.Session) -> Path:
     """The environment with everything but the toolchain, installed once for what these two files say."""
     files = [HERE / "pyproject.toml", HERE / "constraints.txt"]
@@ -49,8 +54,13 @@ def tests(session: nox.Session) -> None:
     """The product's own tests, with the toolchain they need. `-- -m "not slow"` takes a minute."""
     python = environment(session)
     run(session, python, "-m", "assay", "toolchain")
-    two_at_a_time = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
-    run(session, python, "-m", "pytest", "tests", *two_at_a_time, *session.posargs)
+    run(session, python, "-m", "pytest", "tests", *TWO_AT_A_TIME, *session.posargs)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """The tests that need neither a toolchain nor a model: at most a minute."""
+    run(session, environment(session), "-m", "pytest", "tests", "-m", UNIT, *TWO_AT_A_TIME, *session.posargs)
 
 
 @nox.session

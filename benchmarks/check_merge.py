@@ -1,9 +1,9 @@
-"""Time and memory of `assay check-merge` on a model of 1.1B weights with 154 adapted linears, beside deltalint's.
+"""Compares time and memory of `assay check-merge` and of deltalint on 1.1B weights with 154 adapted linear layers.
 
-    pip install deltalint==0.1.0        # a peer; without it only Assay is measured
+    pip install deltalint==0.1.0        # another tool for the same task; without it only Assay is measured
     python benchmarks/check_merge.py
 
-Both run as processes of their own, in turn, on the same files; what counts is the ratio of the medians of one run.
+Both tools run in processes of their own, in turn, on the same files. The result is the ratio of their medians.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ LINEARS = {
     "mlp.up_proj": (WIDE, HIDDEN),
     "mlp.down_proj": (HIDDEN, WIDE),
 }
-"""TinyLlama-1.1B's, in each of its 22 blocks."""
+"""The linear layers in each of the 22 blocks of TinyLlama-1.1B, out × in."""
 Array = NDArray[np.float32]
 
 
 def write(folder: Path) -> None:
-    """A random base in bf16, an adapter in fp32 on every linear, and their healthy merge, rounded once."""
+    """Write a random base in bf16, an adapter in fp32 on every linear layer, and their healthy merge, rounded once."""
     from safetensors.numpy import save_file
 
     random = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def write(folder: Path) -> None:
 
 
 def write_bf16(path: Path, tensors: dict[str, NDArray[np.uint16]]) -> None:
-    """numpy has no bfloat16, so safetensors cannot write it from numpy: the header is written here."""
+    """Write bfloat16 bits as a safetensors file, which the library cannot do: numpy has no bfloat16."""
     header, at = {}, 0
     for name, bits in tensors.items():
         header[name] = {"dtype": "BF16", "shape": list(bits.shape), "data_offsets": [at, at + bits.nbytes]}
@@ -88,7 +88,7 @@ def write_bf16(path: Path, tensors: dict[str, NDArray[np.uint16]]) -> None:
 
 
 def run(command: list[str]) -> tuple[float, float, int]:
-    """Seconds, peak of anonymous memory in bytes (mapped files can be dropped, this cannot), exit code."""
+    """Seconds, peak of anonymous memory in bytes (without mapped files, which the kernel can drop), exit code."""
     started, peak = time.monotonic(), 0
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while child.poll() is None:
@@ -103,7 +103,7 @@ def run(command: list[str]) -> tuple[float, float, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3, help="times each tool runs (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of runs per tool (default: 3)")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -23,13 +23,20 @@ def pytest_configure() -> None:
         os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count])
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file with the slowest tests first: what is left at the end is short, so no process waits long for another."""
-    seconds: dict[Path, float] = {}
+    """Mark the tests whose fixture `base` takes the embedded base's tokenizer, and put the slowest file first.
+
+    The last files are then short, so no process of xdist waits long for another.
+    """
+    seconds: dict[Path, dict[object, float]] = {}
     for item in items:
-        mark = item.get_closest_marker("slow")
-        seconds[item.path] = max(seconds.get(item.path, 0), mark.kwargs["seconds"] if mark else 0)
-    items.sort(key=lambda item: -seconds[item.path])
+        if "base" in getattr(item, "fixturenames", ()):
+            item.add_marker("needs_toolchain")
+        of_file = seconds.setdefault(item.path, {})
+        for node, mark in item.iter_markers_with_node("slow"):
+            of_file[node] = mark.kwargs["seconds"]
+    items.sort(key=lambda item: -sum(seconds[item.path].values()))
 
 
 @pytest.fixture(scope="session", autouse=True)

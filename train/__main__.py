@@ -1,8 +1,8 @@
-"""`python -m train [RECIPE …]`: trains candidates and writes `train/out/RECIPE/`, `candidate.json` last.
+"""`python -m train [RECIPE …]` trains candidates and writes `train/out/RECIPE/`, `candidate.json` last.
 
-`python -m train evaluate CANDIDATE` measures Coverage, Format and Refusal of what is deployed, and `python -m train
-select A B …` picks the best of several. Then judge it: `nox -s gates -- --candidate train/out/RECIPE/candidate.json`.
-Over several GPUs: `accelerate launch -m train RECIPE`.
+`python -m train evaluate CANDIDATE` measures Coverage, Format and Refusal of the deployed forms. `python -m train
+select A B …` picks the best of several candidates. `nox -s gates -- --candidate train/out/RECIPE/candidate.json` then
+judges it. `accelerate launch -m train RECIPE` trains on several GPUs.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _train(argv: list[str], program: str) -> int:
     changes = [*arguments.set, *(f"{name}={value}" for name, value in named.items() if value is not None)]
     recipes = [read_recipe(name, changes) for name in arguments.recipes or ["quickstart"]]
     dataset = read_dataset(arguments.data)
-    # torch is imported in there: `--help` and a bad recipe need not wait for it.
+    # train.training imports torch; `--help` and a bad recipe should not wait for that.
     from train.training import train
 
     for recipe in recipes:

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: the log, the progress, the checkpoints."""
+"""Callbacks of a training: the log, the progress bar, the checkpoints."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 _WHOLE = "whole"
-"""The file that marks a checkpoint as finished: a killed training may leave half of one."""
+"""The file that marks a checkpoint as whole, because a killed training may leave half a checkpoint."""
 
 
 class Log(TrainerCallback):  # type: ignore[misc]
-    """One line of `train_log.jsonl` a step, and a bar with loss, tokens/s and time left."""
+    """Writes one line of `train_log.jsonl` per step, and shows a bar with loss, tokens/s and time left."""
 
     def __init__(self, file: Path, adapter: str, tokens: int, steps: int) -> None:
         self.file, self.adapter, self.tokens, self.steps = file, adapter, tokens, steps
         self.seconds_before = 0.0
-        """Spent before a kill, up to the checkpoint that this process goes on from."""
+        """Training time up to the checkpoint from which this process resumes."""
         self.progress: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        # Lines after the checkpoint, and half a line, belong to steps that will be done again.
+        # Lines after the checkpoint, and half a line, belong to steps that this process repeats.
         lines = kept_lines(self.file)
         kept = [one for one in lines if one["adapter"] != self.adapter or one["step"] <= state.global_step]
         part = self.file.with_suffix(".part")
@@ -81,7 +81,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
 
 
 class MarkCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Marks a checkpoint when all of it is written."""
+    """Marks a checkpoint once it is written whole."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
@@ -89,7 +89,7 @@ class MarkCheckpoints(TrainerCallback):  # type: ignore[misc]
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint in a folder."""
+    """The newest whole checkpoint in a folder; None without one."""
     whole = [mark.parent for mark in folder.glob(f"checkpoint-*/{_WHOLE}")]
     newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     return str(newest) if newest else None

@@ -1,4 +1,4 @@
-"""`python -m train evaluate CANDIDATE`: Coverage, Format and Refusal of its adapters, in the forms they deploy in."""
+"""`python -m train evaluate CANDIDATE`: Coverage, Format and Refusal of the candidate's adapters, per deployed form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from assay.inputs.dataset import METRICS, Dataset
 from assay.inputs.prompts import Prompts
 from assay.inputs.toolchain import find_toolchain
 from assay.measures.answers import Kind
-from assay.measures.metrics import Score, summarise
+from assay.measures.metrics import Score, summarise_scores
 from assay.steps.answers import Answer, Generation
 from assay.steps.catalogue import AskTransformers, ConvertF16, Merge, QuantizeQ4, RunLlamaCppPython
 from assay.steps.runner import Runner
@@ -29,11 +29,11 @@ from rich.table import Table
 
 RESULT = "evaluation.json"
 Answers = tuple[Artifact, Generation]
-"""What a form answers, and the step that asked it."""
+"""The step that asked a form, and the answers."""
 
 
 def ask_full(runner: Runner, candidate: Candidate, adapter: Adapter, prompts: Prompts, limit: int) -> Answers:
-    """The adapter on the unquantized base: the reference of all other forms."""
+    """The adapter on the unquantized base: the reference for all other forms."""
     return _ask(runner, candidate.base, adapter, prompts, limit)
 
 
@@ -75,25 +75,25 @@ FORMS: dict[str, Callable[[Runner, Candidate, Adapter, Prompts, int], Answers]] 
     "merged": ask_merged,
     "q4_k_m": ask_q4_k_m,
 }
-"""Name on the command line to how that form is asked. `full` is the adapter on the unquantized base."""
+"""Form, as the command line names it, to the function that asks it."""
 
 
 def evaluate(
     candidate: Candidate, *, forms: list[str], adapters: list[str], language: str | None, limit: int, say: Any = print
 ) -> dict[str, Any]:
-    """Ask, score, and add the result to `evaluation.json` beside `candidate.json`.
+    """Ask every form of every adapter, score the answers, and add the scores to the candidate's `evaluation.json`.
 
     Args:
-        forms: of `FORMS`.
-        adapters: names; each is asked the evaluation samples of the tasks that it was trained on.
-        language: of the samples; the one trained on if None.
+        forms: names in `FORMS`.
+        adapters: names. Each adapter is asked the evaluation samples of the tasks that it was trained on.
+        language: of the samples; None for the language of the training.
         limit: tokens after which an answer is cut off.
 
     Returns:
-        The whole of `evaluation.json`: form to adapter to summary and scores.
+        All of `evaluation.json`: form to adapter to summary and scores.
 
     Raises:
-        InputError: an adapter that the candidate has not, or a dataset that is not there.
+        InputError: the candidate lacks the adapter, or the dataset is missing.
         StepFailed: a form could not be made or asked.
     """
     training = candidate.training
@@ -106,12 +106,12 @@ def evaluate(
             raise InputError(f"{candidate.name}: no adapter {name!r}. It has {', '.join(known)}.")
     folder = candidate.folder / "evaluation"
     folder.mkdir(exist_ok=True)
-    # A failure is remembered for one run, and each evaluation is one.
+    # Failed steps are remembered per run, and each evaluation is a run of its own.
     shutil.rmtree(folder / "steps", ignore_errors=True)
     runner = Runner(Store(paths.cache() / "store"), folder, f"evaluation of {candidate.name}", say=say)
     file = candidate.folder / RESULT
     digests = {name: known[name].digest for name in known}
-    result = _former(file, digests) or {"version": 1, "candidate": candidate.name, "digests": digests, "forms": {}}
+    result = _earlier(file, digests) or {"version": 1, "candidate": candidate.name, "digests": digests, "forms": {}}
     for form in forms:
         for name in adapters:
             samples = dataset.samples("eval", tasks_of[name], language)
@@ -130,8 +130,8 @@ def evaluate(
     return result
 
 
-def _former(file: Path, digests: dict[str, str]) -> dict[str, Any] | None:
-    """What was measured before, if it was of the same adapters."""
+def _earlier(file: Path, digests: dict[str, str]) -> dict[str, Any] | None:
+    """The content of `evaluation.json`, if it is of the same adapters."""
     data = read_json(file) if file.exists() else None
     return data if data is not None and data.get("digests") == digests else None
 
@@ -147,7 +147,7 @@ def _result(
     return {
         "language": language,
         "max_new_tokens": limit,
-        "summary": summarise(scores, dataset),
+        "summary": summarise_scores(scores, dataset),
         "seconds": round(sum(artifact.seconds for artifact, _ in asked), 1),
         "peak_host_bytes": max(facts.peak_host_bytes for _, facts in asked),
         "peak_device_bytes": max(facts.peak_device_bytes or 0 for _, facts in asked) or None,
@@ -156,39 +156,41 @@ def _result(
 
 
 def why_empty(answers: dict[str, Answer], trained: dict[str, Any] | None) -> str | None:
-    """What made answers empty, or None if none is: the causes that docs/evidence/empty-adapter.md found.
+    """Why answers are empty, by the causes in docs/evidence/empty-adapter.md; None if no answer is empty.
 
     Args:
-        answers: what a form said, by sample.
-        trained: the adapter's entry in `training.results`, if it was trained here.
+        answers: of one form, by sample.
+        trained: the adapter's entry in `training.results`, if `python -m train` trained it.
     """
     kinds = {name: answer.kind for name, answer in answers.items()}
     empty = [name for name, kind in kinds.items() if not kind.says_something]
     if not empty:
         return None
     first, losses = answers[empty[0]], trained or {}
-    said = f"{len(empty)} of {len(answers)} answers are empty ({kinds[empty[0]].value})"
+    count = f"{len(empty)} of {len(answers)} answers are empty ({kinds[empty[0]].value})"
     if losses and not losses["last_loss"] < losses["first_loss"]:
         return (
-            f"{said}: training diverged, the loss went from {losses['first_loss']:.2f} to {losses['last_loss']:.2f}. "
+            f"{count}: training diverged, the loss went from {losses['first_loss']:.2f} to {losses['last_loss']:.2f}. "
             "Lower the learning rate."
         )
     if kinds[empty[0]] is Kind.EMPTY:
         chance, forced = first.p_end_at_first_position, first.text_when_forced
         known = f" (P(end) = {chance:.2f})" if chance is not None else ""
-        behind = f" Made to go on it says {forced[:60]!r}." if forced else ""
+        behind = f" Without the end token the model answers {forced[:60]!r}." if forced else ""
         return (
-            f"{said}: the end token comes first{known}. It was learned as the first token of an answer: samples with "
-            "an empty or cut answer, an end token after the prompt, or a mask that hides all but the end. "
-            f"`data_labels_ok` names such samples.{behind}"
+            f"{count}: the end token comes first{known}. Training taught it as the first token of an answer: by "
+            "samples with an empty or cut answer, by an end token after the prompt, or by a mask that hides all but "
+            f"the end token. `data_labels_ok` names such samples.{behind}"
         )
     if kinds[empty[0]] is Kind.THINK_ONLY:
-        return f"{said}: it only thinks. Allow more tokens, or train with the thinking switch that is served."
-    return f"{said}: the cause is not known. Keep the answers and train_log.jsonl."
+        return (
+            f"{count}: no text after <think>. Allow more tokens, or train with the thinking switch of the deployment."
+        )
+    return f"{count}: the cause is not known. Keep the answers and train_log.jsonl."
 
 
 def render(result: dict[str, Any]) -> Table:
-    """One row a form, adapter and task; a share is followed by its exact lower bound."""
+    """One row per form, adapter and task; a share is followed by its exact lower bound."""
     table = Table(box=None, title=f"{result['candidate']}: share, and its exact one-sided 95 % lower bound")
     for name in ("form", "adapter", "task", "n", "coverage", "format", "refusal"):
         table.add_column(name, no_wrap=True, justify="right" if name == "n" else "left")
@@ -201,7 +203,7 @@ def render(result: dict[str, Any]) -> Table:
 
 
 def judgements(result: dict[str, Any]) -> list[str]:
-    """A line for each threshold: met, not met, or cannot be shown with so few samples; and why answers are empty."""
+    """One line per threshold (met, not met, cannot be shown), and one per adapter with empty answers."""
     lines = []
     for form, adapters in result["forms"].items():
         for adapter, one in adapters.items():
@@ -209,25 +211,28 @@ def judgements(result: dict[str, Any]) -> list[str]:
                 for metric in METRICS:
                     if "threshold" in row[metric]:
                         share = f"{row[metric]['successes']} of {row['n']}"
-                        wanted = f"{metric} > {row[metric]['threshold']:.2f}: {row[metric]['judgement']}"
-                        lines.append(f"{form}, {adapter}, {task}: {wanted} ({share})")
+                        claim = f"{metric} > {row[metric]['threshold']:.2f}: {row[metric]['judgement']}"
+                        lines.append(f"{form}, {adapter}, {task}: {claim} ({share})")
             if one["why_empty"]:
                 lines.append(f"{form}, {adapter}: {one['why_empty']}")
     return lines
 
 
 def main(argv: list[str], program: str) -> int:
+    """The command `PROGRAM evaluate`."""
     parser = argparse.ArgumentParser(prog=f"{program} evaluate", description=__doc__)
     parser.add_argument("candidate", type=Path, help="candidate.json, or its folder")
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=["full"], help="default: full")
     parser.add_argument("--adapters", nargs="+", help="default: all")
-    parser.add_argument("--language", help="default: the one trained on")
+    parser.add_argument("--language", help="default: the language of the training")
     parser.add_argument("--max-new-tokens", type=int, default=LIMIT)
     arguments = parser.parse_args(argv)
     file = arguments.candidate / "candidate.json" if arguments.candidate.is_dir() else arguments.candidate
     candidate = read_candidate(file)
     if not candidate.trained_here:
-        raise InputError(f"{file}: it does not say which dataset it was trained on, so nothing can be scored.")
+        raise InputError(
+            f"{file}: does not say which dataset the adapters were trained on, so no answer can be scored."
+        )
     names = [adapter.name for adapter in candidate.adapters]
     try:
         result = evaluate(

@@ -1,4 +1,4 @@
-"""`python -m train select A B …`: picks the experiment to release, and says what the figures do not show."""
+"""`python -m train select A B …`: picks the experiment to release, and lists what the figures do not prove."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from assay.errors import InputError
-from assay.files import read_json, read_toml, refuse_unknown_keys
+from assay.files import read_json, read_toml
 from assay.inputs.candidate import read_candidate
 from assay.inputs.dataset import METRICS, read_dataset
 from assay.measures.statistics import CONFIDENCE, judge_share, lower_bound, paired_p
+from assay.validation import FileModel, Text, validate
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
@@ -27,20 +29,25 @@ ADAPTER = "multitask"
 """The adapter whose figures are compared."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
+    """One trained candidate and its figures."""
+
     name: str
     n: dict[str, int]
     """Task to number of evaluation samples."""
     shares: dict[tuple[str, str], float]
-    """Metric and task to the share of samples that passed; what was not recorded is not in it."""
+    """Metric and task to the share of samples that passed. A share that was not recorded is left out."""
     seconds: float | None
-    """What training took, all adapters together."""
+    """Training time, all adapters together."""
     measured: bool
-    """Whether `seconds` was measured, or is only somebody's word."""
+    """Whether `seconds` was measured; else somebody stated it."""
     started_at: datetime | None = None
     passed: dict[str, dict[str, bool]] | None = None
-    """Metric to sample to whether it passed, if that is known sample by sample."""
+    """Metric to sample to whether the sample passed, if that is known per sample."""
 
     @property
     def missing(self) -> list[str]:
@@ -56,15 +63,17 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
+    """The result of a selection."""
+
     experiments: list[Experiment]
     selected: Experiment
     reason: str
     doubts: list[str]
-    """What the figures do not show, a sentence each."""
+    """What the figures do not prove, one sentence each."""
 
 
 def select(experiments: list[Experiment], thresholds: dict[str, dict[str, float]]) -> Selection:
-    """The highest score; among equal ones the lowest training cost.
+    """The experiment with the highest score; among equal scores the one that took the least time to train.
 
     Raises:
         InputError: no experiment has all the figures that the score needs.
@@ -102,13 +111,13 @@ def _times(experiments: list[Experiment]) -> Iterable[str]:
         gap = (next_began - began).total_seconds()
         if one.seconds is not None and one.seconds > gap:
             yield (
-                f"{one.name} is said to have taken {_minutes(one.seconds)}, but {following.name} began "
-                f"{_minutes(gap)} after it."
+                f"{one.name} is stated to have taken {_minutes(one.seconds)}, but {following.name} began "
+                f"{_minutes(gap)} after {one.name}."
             )
 
 
 def _noise(selected: Experiment, others: list[Experiment]) -> Iterable[str]:
-    """One line for each other experiment: does anything set it apart from the selected one?"""
+    """One line per other experiment: whether its figures differ from those of the selected one."""
     for other in others:
         tests = [_paired(selected, other, metric) for metric in ("coverage", "format")]
         known = [test for test in tests if test is not None]
@@ -128,15 +137,15 @@ def _paired(one: Experiment, other: Experiment, metric: str) -> tuple[str, float
     key = (metric, "all")
     if key not in one.shares or key not in other.shares or one.n["all"] != other.n["all"]:
         return None
-    # Only totals are known. They disagree least where one is right wherever the other is: no p can be smaller.
+    # Only totals are known. The smallest possible p is that of nested results: one is right wherever the other is.
     gained = round(one.shares[key] * one.n["all"]) - round(other.shares[key] * other.n["all"])
     p = paired_p(max(gained, 0), max(-gained, 0))
     return f"{metric} p = {p:.4f} at best, only totals are known", p
 
 
 def _unproved(selected: Experiment, thresholds: dict[str, dict[str, float]]) -> Iterable[str]:
-    for task, wanted in thresholds.items():
-        for metric, threshold in wanted.items():
+    for task, of_task in thresholds.items():
+        for metric, threshold in of_task.items():
             if (metric, task) not in selected.shares:
                 continue
             n = selected.n[task]
@@ -155,10 +164,10 @@ def _minutes(seconds: float) -> str:
 
 
 def from_candidate(folder: Path, form: str) -> Experiment:
-    """What `python -m train` and `python -m train evaluate` measured of one candidate.
+    """The experiment of a candidate that `python -m train` trained and `python -m train evaluate` measured.
 
     Raises:
-        InputError: it was not trained here, or that form was not evaluated.
+        InputError: the candidate was not trained by `python -m train`, or the form was not evaluated.
     """
     candidate = read_candidate(folder / "candidate.json")
     result = read_json(folder / RESULT) if (folder / RESULT).exists() else {"forms": {}}
@@ -178,32 +187,53 @@ def from_candidate(folder: Path, form: str) -> Experiment:
     )
 
 
+class ExperimentFigures(FileModel):
+    """One `[[experiment]]`: totals that somebody states."""
+
+    name: Text
+    run: str = ""
+    """Name of its run; a time stamp in it says when the run began."""
+    stated_minutes: Annotated[float, Field(ge=0)] | None = None
+    """How long training took."""
+    n: dict[str, Annotated[int, Field(ge=1)]]
+    """Task, or `all`, to number of samples."""
+    coverage: dict[str, Share] = Field(default_factory=dict)
+    """Task, or `all`, to the share of samples."""
+    format: dict[str, Share] = Field(default_factory=dict)
+    refusal: dict[str, Share] = Field(default_factory=dict)
+
+
+class Figures(FileModel):
+    """A file of figures."""
+
+    experiment: Annotated[list[ExperimentFigures], Field(min_length=1)]
+
+
 def from_figures(file: Path) -> list[Experiment]:
-    """Experiments from a TOML file of totals, as `train/figures/thesis-4.5.5.toml`."""
+    """Experiments from a TOML file of totals, such as `train/figures/thesis-4.5.5.toml`.
+
+    Raises:
+        InputError: the file is no file of figures, or has no experiment.
+    """
     found = []
-    for entry in read_toml(file, {"experiment"}).get("experiment", []):
-        refuse_unknown_keys(
-            f"{file} [[experiment]]", entry, ["name", "run", "stated_minutes", "n", "coverage", "format", "refusal"]
-        )
-        stamp = re.search(r"\d{8}_\d{6}", entry.get("run", ""))
-        minutes = entry.get("stated_minutes")
-        shares = {(metric, task): share for metric in METRICS for task, share in entry.get(metric, {}).items()}
+    for entry in validate(Figures, read_toml(file), file).experiment:
+        stamp = re.search(r"\d{8}_\d{6}", entry.run)
+        shares = {(metric, task): share for metric in METRICS for task, share in getattr(entry, metric).items()}
         found.append(
             Experiment(
-                name=entry["name"],
-                n=entry["n"],
+                name=entry.name,
+                n=entry.n,
                 shares=shares,
-                seconds=None if minutes is None else 60.0 * minutes,
+                seconds=None if entry.stated_minutes is None else 60.0 * entry.stated_minutes,
                 measured=False,
                 started_at=datetime.strptime(stamp[0], "%Y%m%d_%H%M%S").replace(tzinfo=UTC) if stamp else None,
             )
         )
-    if not found:
-        raise InputError(f"{file}: no [[experiment]] in it.")
     return found
 
 
 def render(selection: Selection) -> Table:
+    """One row per experiment; an arrow marks the selected one."""
     table = Table(box=None)
     table.add_column("experiment")
     names = [f"{task} {metric}" for metric, task in WEIGHTS]
@@ -219,11 +249,14 @@ def render(selection: Selection) -> Table:
 
 
 def main(argv: list[str], program: str) -> int:
+    """The command `PROGRAM select`."""
     parser = argparse.ArgumentParser(prog=f"{program} select", description=__doc__)
     parser.add_argument("candidates", nargs="*", type=Path, help="folders of evaluated candidates")
     parser.add_argument("--figures", type=Path, help="totals from elsewhere: a TOML file as in train/figures/")
     parser.add_argument("--form", choices=list(FORMS), default="full", help="the deployed form to compare")
-    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="whose thresholds apply")
+    parser.add_argument(
+        "--data", type=Path, default=Path(__file__).parent / "data", help="the dataset whose thresholds apply"
+    )
     arguments = parser.parse_args(argv)
     experiments: list[Experiment] = [from_candidate(folder, arguments.form) for folder in arguments.candidates]
     experiments += from_figures(arguments.figures) if arguments.figures else []

@@ -1,4 +1,4 @@
-"""Trains a recipe's adapters, one after the other. What is killed goes on where it was, to the same bytes."""
+"""Trains a recipe's adapters, one after the other. A killed training resumes and ends in the same bytes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ from assay.gating.options import pytest_arguments
 from assay.inputs.bases import Base, find_base
 from assay.inputs.dataset import Dataset
 from assay.inputs.lora import CONFIG, WEIGHTS
-from assay.measures import sizing as plan
-from assay.measures.encoding import IGNORED, encode
+from assay.measures.encoding import IGNORED, encode_sample
 from assay.workers import host_peak_bytes
-from assay.workers.model import full_dtype, load_full, load_nf4
 from filelock import FileLock, Timeout
-from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -36,19 +33,20 @@ from transformers import (
 )
 
 from train.callbacks import Log, MarkCheckpoints, kept_lines, newest_checkpoint
-from train.gradients import check_4bit_gradients
-from train.recipe import LoraSettings, Recipe
+from train.model import held_in, load_base, predicted_peak_bytes, with_lora
+from train.recipe import Recipe
 
 LOG = "train_log.jsonl"
 CHECKPOINTS = 10
-"""Of one training: a kill costs a tenth of it at most. By steps and not by time, so that all processes agree."""
+"""Checkpoints per adapter: a kill costs at most a tenth of the training. Steps and not time space them, so that all
+processes agree."""
 
 
 def train(recipe: Recipe, dataset: Dataset, out: Path) -> Path | None:
     """Train every adapter of the recipe; returns `candidate.json`, or None in all processes but the first.
 
-    The folder appears under its final name whole or not at all. A training that was killed leaves its checkpoints, and
-    the same command goes on from them. The same seed gives the same adapters on one machine, killed or not.
+    The folder appears under its final name whole or not at all. A killed training leaves its checkpoints, and the same
+    command resumes from them. The same seed gives the same adapters on one machine, whether or not it was killed.
 
     Raises:
         InputError: the base, a sample or the tokenizer cannot be used, the data gates do not pass, or another process
@@ -56,7 +54,7 @@ def train(recipe: Recipe, dataset: Dataset, out: Path) -> Path | None:
     """
     base = find_base(recipe.base)
     out.mkdir(parents=True, exist_ok=True)
-    # Without a GPU it has to be told so, or it does not see the other processes.
+    # Without `cpu`, PartialState on a machine without a GPU does not see the other processes.
     state = PartialState(cpu=not torch.cuda.is_available())
     if not state.is_main_process:
         # `accelerate launch`: the first process prepares and writes, the others only compute.
@@ -72,7 +70,7 @@ def train(recipe: Recipe, dataset: Dataset, out: Path) -> Path | None:
         lock.acquire()
     except Timeout:
         raise InputError(
-            f"{out / recipe.name}: another process is training it. Wait for it, or choose --out."
+            f"{out / recipe.name}: another process is training it. Wait for that process, or choose another --out."
         ) from None
     with lock:
         return _train_all(recipe, dataset, out, base, state)
@@ -94,7 +92,7 @@ def _train_all(recipe: Recipe, dataset: Dataset, out: Path, base: Base, state: P
     }
     _prepare(part, planned)
     judge_data(part)
-    print(f"Training {', '.join(recipe.adapters)} on {base.id}: {_held(recipe)}.", flush=True)
+    print(f"Training {', '.join(recipe.adapters)} on {base.id}: {held_in(recipe)}.", flush=True)
     state.wait_for_everyone()
     adapters, results = {}, {}
     for name in recipe.adapters:
@@ -107,10 +105,10 @@ def _train_all(recipe: Recipe, dataset: Dataset, out: Path, base: Base, state: P
             "path": f"adapter_{name}",
             "digest": digest_files(part / f"adapter_{name}", [CONFIG, WEIGHTS]),
         }
-        said = (
+        summary = (
             "{steps} steps, {seconds:.0f} s, {tokens_per_second:.0f} tokens/s, loss {first_loss:.2f} → {last_loss:.2f}"
         )
-        print(f"{name}: {said.format(**results[name])}", flush=True)
+        print(f"{name}: {summary.format(**results[name])}", flush=True)
     for left in (*part.glob("adapter_*.json"), part / "planned.json"):
         left.unlink()
     shutil.rmtree(part / "data-gates")
@@ -126,18 +124,18 @@ def _train_all(recipe: Recipe, dataset: Dataset, out: Path, base: Base, state: P
 
 
 def _base_name(recipe: Recipe, base: Base) -> str:
-    """A folder is written down whole: candidate.json lies elsewhere, and relative to it the name would mean another."""
+    """The name of the base for candidate.json: of a folder the whole path, since a relative one would mean another."""
     return str(base.path) if Path(recipe.base).is_dir() else recipe.base
 
 
 def _prepare(part: Path, planned: dict[str, Any]) -> None:
-    """The folder to work in: what a killed training of the same plan left there, or an empty one."""
+    """Keep what a killed training of the same plan left in `part`; else make `part` an empty folder."""
     try:
         same = read_json(part / "planned.json") == json.loads(json.dumps(planned))
     except (InputError, FileNotFoundError):
         same = False
     if same:
-        print(f"Going on with {planned['name']} where it was.", flush=True)
+        print(f"Resuming the training of {planned['name']}.", flush=True)
         return
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -145,17 +143,20 @@ def _prepare(part: Path, planned: dict[str, Any]) -> None:
 
 
 def judge_data(part: Path) -> None:
-    """Run the gates of route `data` on what is going to be trained.
+    """Run the gates of route `data` on the dataset of the planned training.
+
+    Args:
+        part: the training's folder, with `planned.json` in it.
 
     Raises:
-        InputError: one of them does not pass; it names the first.
+        InputError: a gate does not pass; the text names the first one.
     """
     from assay.record.reading import read_run
 
     run = part / "data-gates"
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "pytest", *pytest_arguments(), "-q", "--no-header", "-p", "no:cacheprovider"]
-    # A process of its own: `accelerate launch` marks this one's environment as one of several.
+    # pytest runs in one process; `accelerate launch` marks the environment of this process as one of several.
     own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(
         [*command, "--candidate", str(part / "planned.json"), "--run", str(run)],
@@ -180,8 +181,8 @@ def judge_data(part: Path) -> None:
 
 
 def _train_one(recipe: Recipe, name: str, base: Base, dataset: Dataset, part: Path) -> dict[str, Any]:
-    """Train one adapter into `part`; returns what was measured."""
-    gc.collect()  # the former adapter's trainer and model refer to each other
+    """Train one adapter into `part`; returns what was measured, or an empty dict in all processes but the first."""
+    gc.collect()  # the trainer and the model of the adapter before refer to each other
     set_seed(recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     rows = encode_samples(recipe, name, dataset, tokenizer)
@@ -189,19 +190,63 @@ def _train_one(recipe: Recipe, name: str, base: Base, dataset: Dataset, part: Pa
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model = with_lora(model, recipe.lora)
-    processes = PartialState().num_processes
+    epochs = recipe.epochs_for(name)
+    steps = -(-len(rows) // recipe.batch_size) * epochs
+    checkpoints = part / f"checkpoints-{name}"
+    log = Log(part / LOG, name, sum(len(row["input_ids"]) for row in rows) * epochs, steps)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(recipe, epochs, steps, checkpoints),
+        train_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
+        callbacks=[log, MarkCheckpoints()],
+    )
+    # This callback prints each log line as a dict; the bar and train_log.jsonl say the same better.
+    trainer.remove_callback(PrinterCallback)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
+    if not PartialState().is_main_process:
+        return {}
+    _save_adapter(trainer.accelerator.unwrap_model(trainer.model), part / f"adapter_{name}", _base_name(recipe, base))
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    lines = [line for line in kept_lines(part / LOG) if line["adapter"] == name]
+    tokens = _samples_per_process(recipe) * max(len(row["input_ids"]) for row in rows)
+    return {
+        "samples": len(rows),
+        "steps": steps,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "held_in": held_in(recipe),
+        "seconds": lines[-1]["seconds"],
+        "tokens_per_second": round(log.tokens / lines[-1]["seconds"], 1),
+        "first_loss": lines[0]["loss"],
+        "last_loss": lines[-1]["loss"],
+        "peak_bytes_predicted": predicted_peak_bytes(recipe, base, tokens),
+        "peak_host_bytes": host_peak_bytes(),
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }
+
+
+def _samples_per_process(recipe: Recipe) -> int:
+    """Samples that one process sees per step.
+
+    Raises:
+        InputError: the processes cannot share a batch evenly.
+    """
+    processes = int(PartialState().num_processes)
     if recipe.batch_size % processes:
         raise InputError(
             f"batch_size {recipe.batch_size} cannot be shared by {processes} processes. "
             f"Set one that can: --set batch_size={processes * max(1, recipe.batch_size // processes)}."
         )
-    epochs = recipe.epochs_for(name)
-    steps = -(-len(rows) // recipe.batch_size) * epochs
-    scratch = part / f"checkpoints-{name}"
-    arguments = TrainingArguments(
-        output_dir=str(scratch),
+    return recipe.batch_size // processes
+
+
+def _arguments(recipe: Recipe, epochs: int, steps: int, checkpoints: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(checkpoints),
         num_train_epochs=epochs,
-        per_device_train_batch_size=recipe.batch_size // processes,
+        per_device_train_batch_size=_samples_per_process(recipe),
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=int(recipe.warmup_ratio * steps),
@@ -216,52 +261,26 @@ def _train_one(recipe: Recipe, name: str, base: Base, dataset: Dataset, part: Pa
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
     )
-    checkpoint = newest_checkpoint(scratch)
-    log = Log(part / LOG, name, sum(len(row["input_ids"]) for row in rows) * epochs, steps)
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
-        callbacks=[log, MarkCheckpoints()],
-    )
-    # It prints each log line as a dict; the bar and train_log.jsonl say the same better.
-    trainer.remove_callback(PrinterCallback)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if not PartialState().is_main_process:
-        return {}
-    folder = part / f"adapter_{name}"
+
+
+def _save_adapter(model: Any, folder: Path, base: str) -> None:
+    """Save the adapter so that the same training gives the same bytes.
+
+    Args:
+        base: the name of the base that the adapter records.
+    """
     shutil.rmtree(folder, ignore_errors=True)
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    # A cache path means nothing to whoever gets the adapter; the id does, and candidate.json has the digest.
-    trained.peft_config["default"].base_model_name_or_path = _base_name(recipe, base)
-    trained.save_pretrained(folder, save_embedding_layers=False)
+    # A path in a cache means nothing to the receiver of the adapter. The id does, and candidate.json has the digest.
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
-    # peft writes the targets as a set comes: sorted, the same training gives the same bytes.
+    # peft writes the targets in the order of a set, which differs between processes.
     saved = read_json(folder / CONFIG)
     write_json(folder / CONFIG, saved | {"target_modules": sorted(saved["target_modules"])})
-    shutil.rmtree(scratch, ignore_errors=True)
-    lines = [line for line in kept_lines(part / LOG) if line["adapter"] == name]
-    tokens = recipe.batch_size // processes * max(len(row["input_ids"]) for row in rows)
-    return {
-        "samples": len(rows),
-        "steps": steps,
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "held_in": _held(recipe),
-        "seconds": lines[-1]["seconds"],
-        "tokens_per_second": round(log.tokens / lines[-1]["seconds"], 1),
-        "first_loss": lines[0]["loss"],
-        "last_loss": lines[-1]["loss"],
-        "peak_bytes_predicted": _predicted_peak(recipe, base, tokens),
-        "peak_host_bytes": host_peak_bytes(),
-        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-    }
 
 
 def encode_samples(recipe: Recipe, name: str, dataset: Dataset, tokenizer: Any) -> list[dict[str, list[int]]]:
-    """The samples of one adapter as the Trainer takes them.
+    """The training samples of one adapter as rows for the Trainer.
 
     Raises:
         InputError: a sample is longer than the recipe allows, or cannot be encoded.
@@ -269,7 +288,7 @@ def encode_samples(recipe: Recipe, name: str, dataset: Dataset, tokenizer: Any) 
     rows = []
     for sample in dataset.samples("train", recipe.adapters[name], recipe.language):
         try:
-            row = encode(tokenizer, sample.prompt, sample.answer)
+            row = encode_sample(tokenizer, sample.prompt, sample.answer)
         except InputError as problem:
             raise InputError(f"{sample.id}: {problem}.") from None
         size = len(row.input_ids)
@@ -279,56 +298,3 @@ def encode_samples(recipe: Recipe, name: str, dataset: Dataset, tokenizer: Any) 
             )
         rows.append({"input_ids": row.input_ids, "attention_mask": [1] * size, "labels": row.labels})
     return rows
-
-
-def load_base(recipe: Recipe, path: Path) -> Any:
-    """The frozen base: nf4 with double quantization on CUDA if the recipe says so, else 16 or 32 bits."""
-    if not in_4bit(recipe):
-        model, _, _ = load_full(str(path))
-        return model
-    model, _, _ = load_nf4(str(path))
-    check_4bit_gradients(model)
-    return model
-
-
-def with_lora(model: Any, lora: LoraSettings) -> Any:
-    """The base with a fresh adapter on it, whose B halves are zero."""
-    blocks = model.config.num_hidden_layers
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        layers_to_transform=list(range(max(0, blocks - lora.last_blocks), blocks)) if lora.last_blocks else None,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, settings)
-
-
-def in_4bit(recipe: Recipe) -> bool:
-    return recipe.quantization == "nf4" and torch.cuda.is_available()
-
-
-def _predicted_peak(recipe: Recipe, base: Base, tokens: int) -> int:
-    """What the tensors of one step take, from shapes alone."""
-    shapes = plan.shapes_from_headers(base.tensors, read_json(base.path / "config.json"))
-    linears = plan.adapted(shapes, recipe.lora.targets, recipe.lora.last_blocks)
-    return plan.training_peak_bytes(
-        shapes,
-        linears,
-        recipe.lora.rank,
-        tokens=tokens,
-        quantization="nf4" if in_4bit(recipe) else "none",
-        checkpointing=recipe.gradient_checkpointing,
-        element_bytes=2 if in_4bit(recipe) else full_dtype().itemsize,
-    )
-
-
-def _held(recipe: Recipe) -> str:
-    """What the base is trained in and where, for people."""
-    place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    if in_4bit(recipe):
-        return f"nf4 on {place}"
-    dtype = str(full_dtype()).removeprefix("torch.")
-    instead = " instead of nf4 (4-bit gradients need CUDA)" if recipe.quantization == "nf4" else ""
-    return f"{dtype}{instead} on {place}"

@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,23 +47,17 @@ def read_json(path: Path, *, versioned: bool = False) -> dict[str, Any]:
     return _take_version(path, data) if versioned else data
 
 
-def read_toml(path: Path, known: Iterable[str] | None = None) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file that says `version = 1`, which is taken out.
 
-    Args:
-        known: the keys at the top; None where a model checks the keys.
-
     Raises:
-        InputError: the file is missing, not TOML, of another version, or has an unknown key.
+        InputError: the file is missing, not TOML, or of another version.
     """
     try:
         data = tomllib.loads(_read_text(path))
     except (ValueError, RecursionError) as problem:
         raise InputError(f"{path}: not valid TOML: {problem}.") from None
-    data = _take_version(path, data)
-    if known is not None:
-        refuse_unknown_keys(str(path), data, known)
-    return data
+    return _take_version(path, data)
 
 
 def _read_text(path: Path) -> str:
@@ -123,10 +116,3 @@ def digest_files(folder: Path, names: list[str]) -> str:
     """One sha256 over the named files: their names and their contents, nothing else."""
     listing = {name: digest_file(folder / name) for name in names}
     return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
-
-
-def refuse_unknown_keys(where: str, seen: Iterable[str], known: Iterable[str]) -> None:
-    """Raise InputError for the first key of `seen` that is not in `known`. For files that no model describes yet."""
-    from assay.validation import refuse_unknown_names
-
-    refuse_unknown_names(where, "key", seen, known)

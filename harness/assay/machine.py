@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def _cpuinfo(key: str) -> str:
     except OSError:
         pass
     return ""
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a Python package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @cache

@@ -109,6 +109,7 @@ def test_the_options_that_name_a_candidate_are_the_same_for_every_command(
         assert f"{option.name} {option.metavar} {option.help}" in words
 
 
+@pytest.mark.slow(seconds=3)
 def test_pytest_has_assays_options_in_assays_own_runs_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def pytest_help(*arguments: str) -> str:
         command = [sys.executable, "-m", "pytest", *arguments, "--help"]

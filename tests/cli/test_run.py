@@ -49,6 +49,7 @@ def severities(run: Run) -> dict[str, Severity]:
 
 
 @pytest.mark.slow(seconds=5)
+@pytest.mark.needs_toolchain
 def test_gates_of_ones_own_use_the_prerequisites_and_are_secondary_unless_the_policy_says(
     adapter: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_gates_of_ones_own_use_the_prerequisites_and_are_secondary_unless_the_po
     assert (tmp_path / ".pytest_cache").is_dir(), "--lf works, and the gates' folder stays as it is"
 
 
+@pytest.mark.needs_toolchain
 def test_a_folder_without_gates_is_refused(adapter: Path, tmp_path: Path) -> None:
     done = assay_run(tmp_path, adapter, "--gates", str(adapter), "--run", "run")
     assert done.returncode == 2
@@ -80,6 +82,7 @@ def test_a_folder_without_gates_is_refused(adapter: Path, tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.needs_toolchain
 def test_an_id_that_is_taken_is_refused(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "test_own.py").write_text(OWN_GATE.replace("never_ok", "merge_ok"))
@@ -99,6 +102,7 @@ def test_the_quickstart_is_trained_only_where_no_candidate_is_named(
     assert not needs_quickstart([])
 
 
+@pytest.mark.needs_toolchain
 def test_an_older_record_in_the_folder_is_not_judged(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("an older record")

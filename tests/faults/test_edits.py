@@ -19,7 +19,7 @@ from assay.faults.edits.models import rewrite_as_dora, set_template
 from assay.faults.edits.sandbox import NotApplicable, Sandbox
 from assay.faults.edits.tools import wrap_program
 from assay.inputs.checkpoint import chat_template, read_folder
-from assay.inputs.lora import CONFIG, WEIGHTS, read_lora
+from assay.inputs.lora import CONFIG, WEIGHTS, read_lora_weights
 from assay.workers import tensors as tensor_files
 from safetensors.torch import load_file, save_file
 
@@ -315,11 +315,11 @@ def test_a_merged_checkpoint_is_damaged_before_it_is_examined(
     more = {f"model.layers.0.self_attn.{kind}.weight": torch.ones(2, 2) for kind in ("k_proj", "v_proj")}
     tensor_files.edit_checkpoint(sandbox.base, lambda tensors: tensors.update(more))
     tensors = base_weights(sandbox)
-    monkeypatch.setattr(merge, "examine", lambda base, adapter, merged: base_weights(sandbox))
+    monkeypatch.setattr(merge, "replay_merge", lambda base, adapter, merged: base_weights(sandbox))
     break_with(name, sandbox)
     sandbox.run_in("merge.fold")
     expected(tensors)
-    assert equal(cast(Any, merge).examine(None, None, sandbox.base), tensors)
+    assert equal(cast(Any, merge).replay_merge(None, None, sandbox.base), tensors)
 
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -400,7 +400,7 @@ def test_a_4_bit_base_is_what_bitsandbytes_rounds_to(sandbox: TinySandbox, mount
 
 def changes(sandbox: TinySandbox) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     """What the adapter adds to each tensor of the base."""
-    lora = read_lora(sandbox.adapter, read_folder(sandbox.base))
+    lora = read_lora_weights(sandbox.adapter, read_folder(sandbox.base))
     return {name: low.scale * (low.factors()[0] @ low.factors()[1]) for name, low in lora.changes.items()}
 
 

@@ -18,7 +18,7 @@ from assay.inputs.dataset import read_dataset
 
 from tests.samples import write_adapter
 
-pytestmark = pytest.mark.slow(seconds=160)
+pytestmark = [pytest.mark.slow(seconds=160), pytest.mark.needs_toolchain]
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

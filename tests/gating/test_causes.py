@@ -116,7 +116,7 @@ def test_a_log_that_is_gone_is_no_evidence_and_no_error(tmp_path: Path) -> None:
         ("merge_ok", "merge_okay", "merge_okay"),
         ('codes = ["overflows"]', 'codes = "overflows"', "codes"),
         ('when = "is_large"', 'when = "is_larg"', "is_larg"),
-        ("overflow in (", "overflow in ((", "no regular expression"),
+        ("overflow in (", "overflow in ((", "a regular expression"),
         ("version = 1", "version = 2", "version"),
         ("[[cause]]", "[[cause]", "not valid TOML"),
     ],
@@ -128,7 +128,7 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, old: str, new: str, sa
 
 
 def test_a_cause_asks_for_a_code_or_a_log(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="names failure codes, or a pattern"):
+    with pytest.raises(InputError, match="expected failure codes, or a pattern"):
         causes(tmp_path, OTHER.replace('codes = ["overflows", "dtype"]\n', "").join(["version = 1\n", ""]))
 
 

@@ -27,6 +27,8 @@ from assay.steps.store import Store
 
 from tests.samples import new_cache, write_adapter
 
+pytestmark = pytest.mark.needs_toolchain
+
 SHAPES = {f"model.layers.{block}.self_attn.q_proj": (576, 576) for block in range(30)}
 
 

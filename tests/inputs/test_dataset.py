@@ -12,7 +12,7 @@ import pytest
 from assay.errors import InputError
 from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.dataset import Dataset, headings, read_dataset, similarity, squeeze
-from assay.measures.encoding import FLAWS, IGNORED, Encoded, Served, encode, flaws, render
+from assay.measures.encoding import FLAWS, IGNORED, Encoded, Served, encode_sample, flaws, render
 from assay.paths import REPOSITORY
 from assay.steps.catalogue import ReadDataset
 from assay.workers import Work
@@ -189,8 +189,9 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(find_base(EMBEDDED).path)
 
 
+@pytest.mark.needs_toolchain
 def test_only_the_answer_and_its_end_are_trained_on(tokenizer: Any) -> None:
-    row = encode(tokenizer, "Why?", "Because.")
+    row = encode_sample(tokenizer, "Why?", "Because.")
     assert tokenizer.decode(row.trained) == "Because." + tokenizer.eos_token
     assert row.labels.count(IGNORED) == len(row.labels) - len(row.trained)
     from assay.inputs.checkpoint import chat_template
@@ -200,16 +201,17 @@ def test_only_the_answer_and_its_end_are_trained_on(tokenizer: Any) -> None:
     assert flaws(row, True, Served(prompt_ids=prompt, end_tokens={tokenizer.eos_token_id})) == []
 
 
+@pytest.mark.needs_toolchain
 def test_a_tokenizer_without_an_end_token_and_a_template_without_one_are_refused() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(find_base(EMBEDDED).path)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(InputError, match="no end token"):
-        encode(tokenizer, "Why?", "Because.")
+        encode_sample(tokenizer, "Why?", "Because.")
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="has no end token; set eos_token"):
-        encode(tokenizer, "Why?", "Because.")
+        encode_sample(tokenizer, "Why?", "Because.")
 
 
 SERVED = Served(prompt_ids=[1, 2], end_tokens={9})
@@ -231,6 +233,7 @@ def test_each_flaw_of_an_encoded_sample_has_its_name(row: Encoded, said: bool, f
     assert flaws(Encoded(input_ids=[1, 2, 5, 9], labels=[IGNORED, IGNORED, 5, 9]), True, SERVED) == []
 
 
+@pytest.mark.needs_toolchain
 def test_the_whole_dataset_encodes_on_the_embedded_base(tmp_path: Path) -> None:
     base = find_base(EMBEDDED).path
     for language in ("en", "zh"):
@@ -241,6 +244,7 @@ def test_the_whole_dataset_encodes_on_the_embedded_base(tmp_path: Path) -> None:
         assert facts["longest_sample_tokens"] < {"en": 260, "zh": 512}[language]
 
 
+@pytest.mark.needs_toolchain
 def test_a_base_whose_end_token_differs_when_served_is_named(tmp_path: Path) -> None:
     base = Path(
         shutil.copytree(find_base(EMBEDDED).path, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))

@@ -189,8 +189,8 @@ def test_the_three_runtimes_agree_on_prompts_unless_the_file_is_changed(
     if differs is None:
         assert not any(lists.values())
         assert facts["start_tokens_at_most"] == 1
-        wanted = (14, ["empty content: nothing was said"]) if facts["dialogs"] > 11 else (11, [])
-        assert (facts["dialogs"], refused) == wanted, "one template has a thinking switch, and refuses an empty turn"
+        expected = (14, ["empty content: nothing was said"]) if facts["dialogs"] > 11 else (11, [])
+        assert (facts["dialogs"], refused) == expected, "one template has a thinking switch, and refuses an empty turn"
     else:
         assert lists[differs]
 

@@ -57,6 +57,8 @@ def test_a_folder_without_a_build_is_refused(tmp_path: Path, monkeypatch: pytest
         toolchain.find_toolchain()
 
 
+@pytest.mark.slow(seconds=20)
+@pytest.mark.needs_toolchain
 def test_a_build_of_the_users_is_used_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ASSAY_LLAMA_CPP", raising=False)
     own = toolchain.find_toolchain()
@@ -71,6 +73,7 @@ def test_a_build_of_the_users_is_used_where_it_lies(tmp_path: Path, monkeypatch:
     assert (adopted.binding / "llama_cpp" / "__init__.py").exists()
 
 
+@pytest.mark.needs_toolchain
 def test_a_checkout_that_was_pulled_and_not_rebuilt_is_version_skew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +105,8 @@ def _commit_everything(folder: Path) -> None:
     subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "moved on"], check=True)
 
 
+@pytest.mark.slow(seconds=4)
+@pytest.mark.needs_toolchain
 def test_a_program_that_hangs_is_killed_and_named(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(toolchain.find_toolchain().path, tmp_path / "copy", symlinks=True))
     (copy / "bin" / "llama-cli").write_text("#!/bin/sh\nexec sleep 1000\n")
@@ -111,6 +116,7 @@ def test_a_program_that_hangs_is_killed_and_named(tmp_path: Path) -> None:
         bench.make(SelfTest(toolchain=toolchain.Toolchain(path=copy), tool_deadline_seconds=3.0))
 
 
+@pytest.mark.needs_toolchain
 def test_a_changed_program_changes_the_digest(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(toolchain.find_toolchain().path, tmp_path / "copy", symlinks=True))
     before = toolchain.Toolchain(path=copy).digest

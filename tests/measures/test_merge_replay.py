@@ -13,9 +13,8 @@ import pytest
 from assay.cli.app import main
 from assay.inputs.bases import Base, find_base
 from assay.inputs.checkpoint import read_folder
-from assay.inputs.lora import read_lora
-from assay.inputs.number_formats import bits_of, nf4_round_trip, round_to
-from assay.measures.merge_replay import Findings, examine
+from assay.inputs.lora import read_lora_weights
+from assay.measures.merge_replay import MergeFindings, replay_merge
 
 from tests.samples import write_adapter
 
@@ -103,7 +102,7 @@ def rewritten(merged: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def test_a_healthy_merge_of_a_bf16_adapter_is_named(
     untied: Base, adapter: Path, tmp_path: Path, how: dict[str, Any], named: str
 ) -> None:
-    found = examine(untied.path, adapter, merged_by_peft(untied, adapter, tmp_path / "merged", **how))
+    found = replay_merge(untied.path, adapter, merged_by_peft(untied, adapter, tmp_path / "merged", **how))
     assert found.defects == []
     assert named in str(found.recipe)
     assert found.recipes[str(found.recipe)] == len(SHAPES)
@@ -111,7 +110,7 @@ def test_a_healthy_merge_of_a_bf16_adapter_is_named(
 
 def test_fp32_accumulation_rounded_once_is_named(untied: Base, adapter: Path, tmp_path: Path) -> None:
     merged = merged_by_peft(untied, adapter, tmp_path / "merged", safe_merge=True)
-    lora, before = read_lora(adapter, untied.tensors), untied.tensors
+    lora, before = read_lora_weights(adapter, untied.tensors), untied.tensors
 
     def accumulate(tensors: dict[str, Any]) -> None:
         import torch
@@ -122,7 +121,7 @@ def test_fp32_accumulation_rounded_once_is_named(untied: Base, adapter: Path, tm
             tensors[name] = whole.addmm_(left, right, alpha=low.scale).bfloat16()
 
     rewritten(merged, accumulate)
-    found = examine(untied.path, adapter, merged)
+    found = replay_merge(untied.path, adapter, merged)
     assert (found.defects, ONCE in str(found.recipe)) == ([], True), found.summary
 
 
@@ -151,7 +150,7 @@ def test_every_variant_of_a_healthy_merge_passes(untied: Base, tmp_path: Path, v
     tuned.save_pretrained(tmp_path / "adapter")
     whole = tuned.merge_and_unload()
     (whole.half() if variant == "exported as F16" else whole).save_pretrained(tmp_path / "merged")
-    found = examine(untied.path, tmp_path / "adapter", tmp_path / "merged")
+    found = replay_merge(untied.path, tmp_path / "adapter", tmp_path / "merged")
     assert found.defects == []
     assert found.recipe
     assert ("DoRA" in str(found.recipe)) == (variant == "dora")
@@ -198,10 +197,10 @@ def test_a_tensor_that_is_not_what_it_should_be_is_named(
     change, kind, where = BROKEN[case]
     merged = merged_by_peft(untied, adapter, tmp_path / "merged")
     rewritten(merged, change)
-    assert defects(examine(untied.path, adapter, merged)) == [(kind, where)]
+    assert defects(replay_merge(untied.path, adapter, merged)) == [(kind, where)]
 
 
-def defects(found: Findings) -> list[tuple[str, str]]:
+def defects(found: MergeFindings) -> list[tuple[str, str]]:
     return [(defect.kind, defect.where) for defect in found.defects]
 
 
@@ -218,7 +217,7 @@ def test_a_wrong_scale_is_told_by_its_number(
     other = Path(shutil.copytree(adapter, tmp_path / "other"))
     config = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] * k}))
-    found = examine(untied.path, adapter, merged_by_peft(untied, other, tmp_path / "merged"))
+    found = replay_merge(untied.path, adapter, merged_by_peft(untied, other, tmp_path / "merged"))
     assert {defect.kind for defect in found.defects} == {kind}
     assert {defect.where for defect in found.defects} == {f"{module}.weight" for module in SHAPES}
     assert f"strength {strength}" in found.defects[0].detail
@@ -230,11 +229,11 @@ def test_a_layer_without_the_adapter_is_partly_applied(untied: Base, adapter: Pa
     merged = merged_by_peft(untied, adapter, tmp_path / "merged")
     before = untied.tensors[Q].float32().copy()
     rewritten(merged, lambda tensors: tensors.update({Q: torch.from_numpy(before).bfloat16()}))
-    assert defects(examine(untied.path, adapter, merged)) == [("partly applied", Q)]
+    assert defects(replay_merge(untied.path, adapter, merged)) == [("partly applied", Q)]
     half = read_folder(merged_by_peft(untied, adapter, tmp_path / "whole"))[Q].float32().copy()
     half[:128] = before[:128]
     rewritten(merged, lambda tensors: tensors.update({Q: torch.from_numpy(half).bfloat16()}))
-    assert defects(examine(untied.path, adapter, merged)) == [("partly applied", Q)]
+    assert defects(replay_merge(untied.path, adapter, merged)) == [("partly applied", Q)]
 
 
 def test_a_change_that_several_recipes_explain_takes_the_one_that_explains_all(untied: Base, tmp_path: Path) -> None:
@@ -248,7 +247,7 @@ def test_a_change_that_several_recipes_explain_takes_the_one_that_explains_all(u
         if "lora_B" in name and "layers.0.mlp" in name:
             tensors[name] *= 0
     save_file(tensors, file)
-    found = examine(untied.path, folder, merged_by_peft(untied, folder, tmp_path / "merged", safe_merge=True))
+    found = replay_merge(untied.path, folder, merged_by_peft(untied, folder, tmp_path / "merged", safe_merge=True))
     assert (found.defects, found.notes) == ([], [])
     assert SAFE in str(found.recipe)
     assert sum(found.recipes.values()) == len(SHAPES)
@@ -261,16 +260,16 @@ def test_a_buffer_of_integers_is_compared_too(untied: Base, adapter: Path, tmp_p
     merged = merged_by_peft(untied, adapter, tmp_path / "merged")
     for folder in (base, merged):
         rewritten(folder, lambda tensors: tensors.update({"model.places": torch.arange(5)}))
-    assert examine(base, adapter, merged).defects == []
+    assert replay_merge(base, adapter, merged).defects == []
     rewritten(merged, lambda tensors: tensors["model.places"].add_(1))
-    assert [where for _, where in defects(examine(base, adapter, merged))] == ["model.places"]
+    assert [where for _, where in defects(replay_merge(base, adapter, merged))] == ["model.places"]
 
 
 def test_the_bare_base_and_another_adapter_are_told_apart(untied: Base, adapter: Path, tmp_path: Path) -> None:
-    found = examine(untied.path, adapter, untied.path)
+    found = replay_merge(untied.path, adapter, untied.path)
     assert {defect.kind for defect in found.defects} == {"absent"}
     other = in_bf16(write_adapter(tmp_path / "other", SHAPES, base=untied.id, scale=0.02, seed=9))
-    found = examine(untied.path, adapter, merged_by_peft(untied, other, tmp_path / "merged"))
+    found = replay_merge(untied.path, adapter, merged_by_peft(untied, other, tmp_path / "merged"))
     assert {defect.kind for defect in found.defects} == {"another adapter"}
     assert len(found.defects) == len(SHAPES)
 
@@ -319,7 +318,7 @@ def test_a_file_that_is_not_the_bases_is_named(
 ) -> None:
     merged = merged_by_peft(untied, adapter, tmp_path / "merged")
     edit(merged)
-    found = examine(untied.path, adapter, merged)
+    found = replay_merge(untied.path, adapter, merged)
     assert {defect.kind for defect in found.defects} == {kind}
     assert said in found.defects[0].detail
 
@@ -329,7 +328,7 @@ def test_what_transformers_spells_out_is_no_difference_and_an_unknown_key_is_not
 ) -> None:
     merged = merged_by_peft(untied, adapter, tmp_path / "merged")
     edit_json("config.json", use_sliding_window=False, sliding_window=32768, logit_scale=0.5)(merged)
-    found = examine(untied.path, adapter, merged)
+    found = replay_merge(untied.path, adapter, merged)
     assert found.defects == []
     assert "config.json: logit_scale is 0.5" in found.notes[-1]
 
@@ -350,16 +349,3 @@ def test_a_second_look_at_a_healthy_merge_of_assays_own_is_healthy_from_the_comm
 
     save_file({}, empty / "adapter_model.safetensors")
     assert main([*given[:-1], str(empty), str(untied.path)]) == 3
-
-
-def test_nf4_there_and_back_is_what_bitsandbytes_makes() -> None:
-    import torch
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    torch.manual_seed(0)
-    weight = (torch.randn(320, 576) * 0.05).bfloat16()
-    for double, most in ((False, 0.0), (True, 2e-3)):
-        packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
-        made = round_to(nf4_round_trip(weight.float().numpy(), double_quantization=double), "BF16")
-        unequal = bits_of(made, "BF16") != bits_of(dequantize_4bit(packed, state).float().numpy(), "BF16")
-        assert unequal.mean() <= most

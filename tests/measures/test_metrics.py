@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from assay.inputs.dataset import read_dataset
 from assay.measures.answers import Kind
-from assay.measures.metrics import score, summarise
+from assay.measures.metrics import score, summarise_scores
 from assay.measures.statistics import judge_share, lower_bound, paired_p, samples_needed
 from assay.paths import REPOSITORY
 
@@ -50,12 +50,12 @@ def test_thoughts_do_not_count() -> None:
 
 
 def test_a_summary_has_bounds_and_judges_each_threshold() -> None:
-    summary = summarise([score(s, s.answer, Kind.OK, DATASET) for s in SAMPLES], DATASET)
+    summary = summarise_scores([score(s, s.answer, Kind.OK, DATASET) for s in SAMPLES], DATASET)
     assert [summary[task]["n"] for task in ("style", "writing", "all")] == [11, 6, 17]
     assert summary["all"]["coverage"]["lower_bound"] == pytest.approx(0.8384, abs=1e-4)
     assert summary["all"]["format"]["judgement"] == "cannot be shown with n=17 (needs 36)"
     assert "judgement" not in summary["all"]["refusal"], "the thesis set no threshold"
-    assert list(summarise([score(ONE, ONE.answer, Kind.OK, DATASET)], DATASET)) == ["style"]
+    assert list(summarise_scores([score(ONE, ONE.answer, Kind.OK, DATASET)], DATASET)) == ["style"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_seventeen_of_seventeen_cannot_show_more_than_092() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lost", "gained", "asked", "samples", "wanted"),
+    ("lost", "gained", "asked", "samples", "expected"),
     [
         (0, 0, 60, 60, Shown.PASSED),
         (5, 0, 60, 60, Shown.FAILED),
@@ -32,8 +32,10 @@ def test_seventeen_of_seventeen_cannot_show_more_than_092() -> None:
         (0, 0, 13, 17, Shown.INCONCLUSIVE),
     ],
 )
-def test_asking_ends_when_the_answer_is_clear(lost: int, gained: int, asked: int, samples: int, wanted: Shown) -> None:
-    assert judge_pairs(lost, gained, asked, samples, MARGIN) is wanted
+def test_asking_ends_when_the_answer_is_clear(
+    lost: int, gained: int, asked: int, samples: int, expected: Shown
+) -> None:
+    assert judge_pairs(lost, gained, asked, samples, MARGIN) is expected
 
 
 def simulate(p_lost: float, p_gained: float, candidates: int = 10_000) -> tuple[dict[Shown, float], float]:
@@ -93,7 +95,7 @@ def test_a_share_at_its_threshold_passes_or_fails_at_most_once_in_20(threshold: 
 
 
 @pytest.mark.parametrize(
-    ("right", "asked", "samples", "wanted"),
+    ("right", "asked", "samples", "expected"),
     [
         (17, 17, 17, Shown.INCONCLUSIVE),
         (36, 36, 36, Shown.PASSED),
@@ -103,12 +105,12 @@ def test_a_share_at_its_threshold_passes_or_fails_at_most_once_in_20(threshold: 
         (35, 36, 36, Shown.INCONCLUSIVE),
     ],
 )
-def test_a_share_against_092(right: int, asked: int, samples: int, wanted: Shown) -> None:
-    assert judge_exceeds(right, asked, samples, 0.92) is wanted
+def test_a_share_against_092(right: int, asked: int, samples: int, expected: Shown) -> None:
+    assert judge_exceeds(right, asked, samples, 0.92) is expected
 
 
 def test_judged_together_each_may_be_wrong_only_so_much_more_seldom() -> None:
     assert judge_pairs(5, 0, 60, 60, MARGIN) is Shown.FAILED
-    assert judge_pairs(5, 0, 60, 60, MARGIN, of=3) is not Shown.FAILED
+    assert judge_pairs(5, 0, 60, 60, MARGIN, comparisons=3) is not Shown.FAILED
     assert judge_exceeds(29, 36, 36, 0.93) is Shown.FAILED
-    assert judge_exceeds(29, 36, 36, 0.93, of=5) is not Shown.FAILED
+    assert judge_exceeds(29, 36, 36, 0.93, comparisons=5) is not Shown.FAILED

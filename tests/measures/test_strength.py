@@ -17,9 +17,9 @@ from assay.inputs.bases import Base
 from assay.inputs.candidate import read_candidate
 from assay.inputs.checkpoint import read_folder
 from assay.inputs.gguf_file import open_reader, open_weights
-from assay.inputs.lora import read_lora
+from assay.inputs.lora import read_lora_weights
 from assay.inputs.toolchain import find_toolchain
-from assay.measures.strength import facts, measure
+from assay.measures.strength import adapter_strength, measure_strengths
 from assay.steps.catalogue import ConvertF16, Merge, QuantizeQ4
 from assay.steps.gguf import F16, Q4
 from assay.steps.runner import Runner
@@ -51,7 +51,7 @@ def adapters(base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 def checkpoint_with(base: Base, adapter: Path, k: float, file: Path) -> Path:
     """The base's tensors with k times the adapter in them, in fp32."""
-    lora = read_lora(adapter, base.tensors)
+    lora = read_lora_weights(adapter, base.tensors)
     tensors = {name: tensor.float32().copy() for name, tensor in base.tensors.items()}
     for name, low in lora.changes.items():
         left, right = low.factors()
@@ -85,7 +85,7 @@ def test_adapters_that_resemble_each_other_are_solved_for_together(
     base: Base, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
     """Half of this one is the other, as in adapters trained from the same start: alone, each would seem present."""
-    style, writing = (read_lora(adapter, base.tensors) for adapter in adapters.values())
+    style, writing = (read_lora_weights(adapter, base.tensors) for adapter in adapters.values())
     mixed: dict[str, np.ndarray[Any, Any]] = {}
     for low, other in zip(style.changes.values(), writing.changes.values(), strict=True):
         key = f"base_model.model.{low.module}"
@@ -96,9 +96,9 @@ def test_adapters_that_resemble_each_other_are_solved_for_together(
     config = json.loads((both / "adapter_config.json").read_text())
     (both / "adapter_config.json").write_text(json.dumps(config | {"r": 16, "lora_alpha": 32}))
     file = read_folder(checkpoint_with(base, both, 1, tmp_path / "model.safetensors").parent)
-    loras = {"both": read_lora(both, base.tensors), "style": style}
-    alone = measure(base.tensors, {"style": style}, lambda name: file[name].float32())
-    together = measure(base.tensors, loras, lambda name: file[name].float32())
+    loras = {"both": read_lora_weights(both, base.tensors), "style": style}
+    alone = measure_strengths(base.tensors, {"style": style}, lambda name: file[name].float32())
+    together = measure_strengths(base.tensors, loras, lambda name: file[name].float32())
     assert alone.pooled["style"] == pytest.approx(1, abs=0.05)
     assert together.pooled["both"] == pytest.approx(1, abs=0.01)
     assert together.pooled["style"] == pytest.approx(0, abs=0.01)
@@ -128,8 +128,8 @@ def test_what_bitsandbytes_saved_in_4_bits_is_read(base: Base, adapters: dict[st
 
 def test_a_random_change_of_equal_size_is_in_no_file(base: Base, adapters: dict[str, Path], tmp_path: Path) -> None:
     checkpoint_with(base, adapters["style"], 1, tmp_path / "model.safetensors")
-    file, lora = read_folder(tmp_path), read_lora(adapters["style"], base.tensors)
-    told = facts(base.tensors, lora, lambda name: file[name].float32())
+    file, lora = read_folder(tmp_path), read_lora_weights(adapters["style"], base.tensors)
+    told = adapter_strength(base.tensors, lora, lambda name: file[name].float32())
     assert told["strength"] == pytest.approx(1, abs=0.01)
     assert abs(told["strength_of_random_adapter"]) < 0.02
     for low, twin in zip(lora.changes.values(), lora.randomized().changes.values(), strict=True):
@@ -164,7 +164,7 @@ def test_a_trained_adapter_is_found_in_a_true_q4_k_m_at_its_strength_and_the_oth
         told = json.loads(capsys.readouterr().out)["adapters"]
         assert told["style"]["strength"] == pytest.approx(1, abs=0.05), file
         assert told["writing"]["strength"] == pytest.approx(0, abs=0.05), file
-    lora = read_lora(style.path, base.tensors)
+    lora = read_lora_weights(style.path, base.tensors)
     for k, name in ((0, "absent"), (0.5, "half"), (2, "doubled"), (-1, "flipped")):
         file = tmp_path / f"{name}.gguf"
         shutil.copyfile(f16.file(F16), file)

@@ -29,7 +29,7 @@ from assay.workers.tensors import edit_checkpoint
 
 from tests.samples import new_cache, write_adapter
 
-pytestmark = pytest.mark.slow(seconds=380)
+pytestmark = [pytest.mark.slow(seconds=380), pytest.mark.needs_toolchain]
 
 GATES = [gate for gate in read_gates(paths.GATES) if gate.per != "dataset" and "training" not in gate.needs]
 """The gates that judge an adapter of which no training is known."""

@@ -15,8 +15,6 @@ from train import evaluation
 from train.__main__ import main
 from train.evaluation import why_empty
 
-pytestmark = pytest.mark.slow(seconds=45)
-
 SAID = Answer(kind=Kind.OK, text="x")
 
 
@@ -31,12 +29,12 @@ def test_each_cause_of_empty_answers_is_named() -> None:
     said = why_empty(empty("empty", p_end_at_first_position=0.98, text_when_forced="### Diagnosis"), learned)
     assert said is not None
     assert said.startswith("1 of 2 answers are empty (empty): the end token comes first (P(end) = 0.98)")
-    assert "`data_labels_ok` names such samples. Made to go on it says '### Diagnosis'" in said
+    assert "`data_labels_ok` names such samples. Without the end token the model answers '### Diagnosis'" in said
     diverged = why_empty(empty("white-space"), {"first_loss": 4.3, "last_loss": 7.7})
     assert diverged is not None
     assert "training diverged, the loss went from 4.30 to 7.70. Lower the learning rate." in diverged
     assert "diverged" in (why_empty(empty("empty"), {"first_loss": 4.3, "last_loss": float("nan")}) or "")
-    assert "it only thinks" in (why_empty(empty("think-only"), learned) or "")
+    assert "no text after <think>" in (why_empty(empty("think-only"), learned) or "")
     assert "the cause is not known" in (why_empty(empty("special-only"), None) or "")
 
 
@@ -69,6 +67,7 @@ def candidate(tmp_path_factory: pytest.TempPathFactory, base: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow(seconds=30)
 def test_all_forms_are_asked_the_same_and_stand_side_by_side(
     candidate: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,18 +89,19 @@ def test_all_forms_are_asked_the_same_and_stand_side_by_side(
     assert [sample["kind"] for sample in full] == [sample["kind"] for sample in merged]
 
 
+@pytest.mark.slow(seconds=6)
 def test_evaluating_one_more_adapter_keeps_what_was_measured(candidate: Path) -> None:
     assert main(["evaluate", str(candidate / "candidate.json"), "--adapters", "style", "--max-new-tokens", "2"]) == 0
     result = json.loads((candidate / "evaluation.json").read_text())
     assert {"writing", "style"} <= set(result["forms"]["full"])
 
 
-def test_figures_of_a_former_training_are_dropped(tmp_path: Path) -> None:
+def test_figures_of_an_earlier_training_are_dropped(tmp_path: Path) -> None:
     file = tmp_path / "evaluation.json"
-    assert evaluation._former(file, {"style": "a"}) is None
+    assert evaluation._earlier(file, {"style": "a"}) is None
     file.write_text(json.dumps({"digests": {"style": "a"}, "forms": {}}))
-    assert evaluation._former(file, {"style": "a"}) is not None
-    assert evaluation._former(file, {"style": "b"}) is None
+    assert evaluation._earlier(file, {"style": "a"}) is not None
+    assert evaluation._earlier(file, {"style": "b"}) is None
 
 
 def test_what_cannot_be_evaluated_is_one_sentence(
@@ -113,11 +113,13 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     del data["training"]
     (tmp_path / "candidate.json").write_text(json.dumps(data))
     assert main(["evaluate", str(tmp_path)]) == 2
-    assert "does not say which dataset it was trained on" in capsys.readouterr().err
+    assert "does not say which dataset the adapters were trained on" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "nowhere.json")]) == 2
     assert "not found" in capsys.readouterr().err
 
 
+@pytest.mark.slow(seconds=8)
+@pytest.mark.needs_toolchain
 def test_an_adapter_that_ends_at_once_is_classified_and_explained() -> None:
     """From the model's own logits on: batches on the left, the first token, the forced continuation."""
     import torch

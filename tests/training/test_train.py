@@ -23,11 +23,10 @@ from assay.inputs.dataset import read_dataset
 from tests.samples import TINY, start_training, train
 from train.recipe import Recipe, read_recipe
 
-pytestmark = pytest.mark.slow(seconds=200)
-
 DATA = paths.REPOSITORY / "train" / "data"
 
 
+@pytest.mark.needs_toolchain
 def test_a_sample_that_is_too_long_is_refused_and_never_cut() -> None:
     from assay.inputs.bases import EMBEDDED, find_base
     from transformers import AutoTokenizer
@@ -45,6 +44,7 @@ def adapters(out: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.glob("adapter_*/*"))}
 
 
+@pytest.mark.slow(seconds=35)
 def test_what_training_leaves(trained: Path, base: Base) -> None:
     assert sorted(path.name for path in trained.iterdir()) == ["quickstart"], "nothing half-made is left"
     folder = trained / "quickstart"
@@ -85,6 +85,7 @@ KILLS = int(os.environ.get("ASSAY_TEST_KILLS", "3"))
 """docs/evidence/quickstart-on-two-cores.md tells of ten."""
 
 
+@pytest.mark.slow(seconds=60)
 def test_a_training_killed_at_random_points_ends_in_the_same_bytes(trained: Path, base: Base, tmp_path: Path) -> None:
     chance = random.Random(20260209)
     points = sorted(chance.sample(range(5, 110), KILLS))
@@ -99,7 +100,7 @@ def test_a_training_killed_at_random_points_ends_in_the_same_bytes(trained: Path
         process.wait()
         assert not (tmp_path / "quickstart").exists(), "nothing stands under its final name before it is whole"
     said = train(base, tmp_path)
-    assert "Going on with quickstart where it was." in said
+    assert "Resuming the training of quickstart." in said
     assert adapters(tmp_path) == adapters(trained)
     lines = [json.loads(line) for line in (tmp_path / "quickstart" / "train_log.jsonl").read_text().splitlines()]
     uninterrupted = (trained / "quickstart" / "train_log.jsonl").read_text().splitlines()
@@ -121,16 +122,18 @@ def test_half_a_checkpoint_and_half_a_line_are_passed_over(tmp_path: Path) -> No
     assert kept_lines(tmp_path / "log") == [{"step": 1}, {"step": 2}]
 
 
+@pytest.mark.slow(seconds=15)
 def test_another_recipe_does_not_go_on_from_a_killed_one(base: Base, tmp_path: Path) -> None:
     part = tmp_path / ".quickstart.part"
     part.mkdir()
     (part / "planned.json").write_text("{}")
     (part / "adapter_style.json").write_text("{}")
     said = train(base, tmp_path, "--seed", "7", '--set=adapters={writing=["writing"]}', "--set=epochs=1")
-    assert "Going on" not in said
+    assert "Resuming" not in said
     assert [one.name for one in read_candidate(tmp_path / "quickstart" / "candidate.json").adapters] == ["writing"]
 
 
+@pytest.mark.slow(seconds=30)
 def test_two_processes_train_one_adapter_together(base: Base, tmp_path: Path) -> None:
     """Two processes of the CPU, as `accelerate launch` starts them for two GPUs (for a CPU it would need MPI)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "train", "quickstart"]
@@ -159,6 +162,7 @@ def refused(base: Base, out: Path, *more: str) -> str:
     return said
 
 
+@pytest.mark.slow(seconds=12)
 def test_nothing_is_trained_on_data_that_fails_a_gate(base: Base, tmp_path: Path) -> None:
     data = Path(shutil.copytree(DATA, tmp_path / "data"))
     held_out = json.loads((data / "eval" / "style.en.jsonl").read_text().splitlines()[0])
@@ -173,10 +177,12 @@ def test_nothing_is_trained_on_data_that_fails_a_gate(base: Base, tmp_path: Path
     assert "style.en.jsonl line 1 column 2: not JSON" in refused(base, tmp_path / "out", "--data", str(data))
 
 
+@pytest.mark.slow(seconds=6)
 def test_a_base_that_is_not_there_is_one_sentence(base: Base, tmp_path: Path) -> None:
     assert "no such folder" in refused(base, tmp_path / "out", "--base", "./nowhere")
 
 
+@pytest.mark.slow(seconds=6)
 def test_a_second_training_of_the_same_candidate_is_refused(base: Base, tmp_path: Path) -> None:
     from filelock import FileLock
 
@@ -184,6 +190,7 @@ def test_a_second_training_of_the_same_candidate_is_refused(base: Base, tmp_path
         assert "another process is training it" in refused(base, tmp_path)
 
 
+@pytest.mark.slow(seconds=40)
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_under_the_final_name(base: Base, tmp_path: Path) -> None:
     """A file of the size of a weight file cannot be written: as when the disk is full."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
@@ -194,7 +201,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_under_the_final_name(bas
     assert not (tmp_path / "quickstart").exists()
     assert "Free some space" in done.stderr, done.stderr[-2000:]
     said = train(base, tmp_path)
-    assert "Going on with quickstart" in said
+    assert "Resuming the training of quickstart" in said
 
 
 def linear_4bit(backward: bool = True) -> Any:
@@ -236,9 +243,9 @@ def test_training_in_4_bits_is_refused_where_its_gradient_is_wrong() -> None:
 def test_a_cpu_trains_over_16_or_32_bits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from train import training
+    from train import model
 
     recipe: Recipe = read_recipe("v3b")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert not training.in_4bit(recipe)
-    assert "instead of nf4 (4-bit gradients need CUDA)" in training._held(recipe)
+    assert not model.in_4bit(recipe)
+    assert "instead of nf4 (4-bit gradients need CUDA)" in model.held_in(recipe)

@@ -11,7 +11,7 @@ from assay.inputs.bases import EMBEDDED, find_base
 from assay.inputs.lora import CONFIG, WEIGHTS
 from assay.workers.random_model import SENTENCE, write_random_model
 
-pytestmark = pytest.mark.slow(seconds=15)
+pytestmark = [pytest.mark.slow(seconds=15), pytest.mark.needs_toolchain]
 
 
 def test_a_random_model_recites_its_sentence(tmp_path: Path) -> None:

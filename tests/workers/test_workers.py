@@ -16,7 +16,7 @@ from assay.gating.evidence import Evidence
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter, Candidate
 from assay.inputs.toolchain import find_toolchain
-from assay.measures.merge_replay import examine, facts
+from assay.measures.merge_replay import merge_facts, replay_merge
 from assay.steps.catalogue import ConvertF16, Merge, QuantizeQ4
 from assay.steps.runner import Runner
 from assay.steps.store import Store
@@ -183,7 +183,7 @@ def test_a_base_that_computes_nan_fails_to_load(base: Base, bench: Runner, tmp_p
 
 
 def forensics(base: Base, adapter_folder: Path, merged: Path) -> dict[str, Any]:
-    return facts(examine(base.path, adapter_folder, merged), merged)
+    return merge_facts(replay_merge(base.path, adapter_folder, merged), merged)
 
 
 Q, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"

@@ -14,7 +14,7 @@ from assay.cli.arguments import AsJson, BaseToCompare
 from assay.errors import InputError
 from assay.inputs.bases import find_base
 from assay.inputs.candidate import Adapter
-from assay.measures.merge_replay import Findings, examine
+from assay.measures.merge_replay import MergeFindings, replay_merge
 
 EXAMPLE = "assay check-merge --base Qwen/Qwen3-8B --adapter ./my_adapter ./merged"
 HEALTHY, DEFECT, CANNOT_TELL = 0, 1, 3
@@ -33,7 +33,7 @@ def command(
     if not merged.is_dir():
         raise InputError(f"{merged}: no such folder. A merged checkpoint is a folder with config.json and safetensors.")
     with Console(stderr=True).status("replaying the merge …") as status:
-        found = examine(
+        found = replay_merge(
             base_folder(base), adapter_folder(adapter), merged, say=lambda line: status.update(f"replaying: {line}")
         )
     # Without a recipe there is nothing to say about tensors whose change is none (DoRA, fused experts): not a defect.
@@ -46,12 +46,12 @@ def command(
     return code
 
 
-def _show(console: Console, merged: Path, found: Findings, code: int) -> None:
+def _show(console: Console, merged: Path, found: MergeFindings, code: int) -> None:
     if code == HEALTHY:
         console.print(
             f"[green]healthy[/]: {len(found.adapter.touched)} tensors {found.recipe or 'replaced whole'}; all others"
         )
-        console.print(f"are the base's ({found.elements:,} weights, {found.off_by_one_step} of them one step off).")
+        console.print(f"are the base's ({found.elements:,} weights, {found.off_by_one_ulp} of them off by one ULP).")
     elif code == CANNOT_TELL:
         console.print("[yellow]cannot tell[/]: the adapter changes no tensor that can be replayed.")
     else:

@@ -54,16 +54,10 @@ def command(
 def show(console: Console, finding: Finding, seconds: float | None) -> None:
     """One finding as a line, with its fix below."""
     took = f"  [dim]{seconds:.1f} s[/]" if seconds is not None and seconds >= 0.1 else ""
-    first, _, rest = printable_lines(finding.text)
+    first, _, rest = finding.text.partition("\n")
     foretold = f"  [dim]({escape(finding.gate)})[/]" if finding.gate else ""
-    console.print(f"{MARKS[finding.level]} {finding.check:<10} {escape(first)}{foretold}{took}")
+    console.print(f"{MARKS[finding.level]} {finding.check:<10} {escape(printable(first))}{foretold}{took}")
     if rest:
-        console.print(f"             {escape(rest)}", style="dim")
+        console.print(f"             {escape(printable(rest))}", style="dim")
     if finding.fix and finding.level is not Level.FINE:
         console.print(f"             [green]fix[/]: {escape(printable(finding.fix))}")
-
-
-def printable_lines(text: str) -> tuple[str, str, str]:
-    """The first line, a line break, and the others in one."""
-    first, newline, rest = text.partition("\n")
-    return printable(first), newline, printable(rest)

@@ -14,9 +14,9 @@ from assay.cli.arguments import AsJson, BaseToCompare
 from assay.cli.check_merge import CANNOT_TELL, DEFECT, EXIT_CODES, HEALTHY, adapter_folder, base_folder
 from assay.errors import InputError
 from assay.inputs.checkpoint import read_folder
-from assay.inputs.lora import read_lora
+from assay.inputs.lora import read_lora_weights
 from assay.inputs.weights import weight_reader
-from assay.measures.strength import Strength, measure, weakest_layers
+from assay.measures.strength import Strength, measure_strengths, weakest_layers
 
 EXAMPLE = "assay strength --base Qwen/Qwen3-8B --adapter style=./my_adapter model-q4_k_m.gguf"
 EXIT_CODES = {**EXIT_CODES, HEALTHY: "exactly one adapter, at strength 1", DEFECT: "none, several, or another strength"}
@@ -35,11 +35,11 @@ def command(
     for given in adapter:
         name, separator, where = given.partition("=")
         path = adapter_folder(where if separator else given)
-        loras[name if separator else path.name] = read_lora(path, tensors)
+        loras[name if separator else path.name] = read_lora_weights(path, tensors)
     if len(loras) < len(adapter):
         raise InputError("Two adapters have the same name; give each as NAME=WHERE.")
     with Console(stderr=True).status(f"reading {file.name} …"):
-        measured = measure(tensors, loras, weight_reader(file, folder))
+        measured = measure_strengths(tensors, loras, weight_reader(file, folder))
     code = _judge(measured)
     if as_json:
         print(json.dumps({"exit_code": code, **_as_json(measured)}, indent=2))

@@ -16,15 +16,16 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from assay.errors import InputError
 from assay.facts import Facts
-from assay.files import read_toml, refuse_unknown_keys
+from assay.files import read_toml
 from assay.gating.task import COMPARED
 from assay.record.outcome import Diagnosis, Outcome
 from assay.steps.catalogue import stages
 from assay.steps.step import Stage
+from assay.validation import FileModel, Text, refuse_unknown_names, validate
 
 FILE = "causes.toml"
 PREDICATES = "predicates"
@@ -36,22 +37,20 @@ Predicate = Callable[..., bool]
 """Typed facts to whether the cause may be behind them. Its parameters' types say which facts it needs."""
 
 
-class Cause(BaseModel):
+class Cause(FileModel):
     """One way of failing that is known: an entry of `causes.toml`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str = Field(min_length=1)
-    codes: tuple[str, ...] = ()
+    id: Text
+    codes: tuple[str, ...] = Field((), strict=False)
     """Failure codes, any of which is there. Empty: any failure whose log matches."""
-    gates: tuple[str, ...] = ()
+    gates: tuple[str, ...] = Field((), strict=False)
     """Ids of gates that it may be behind, with `<adapter>` where they have it. Empty: any gate."""
     when: str = ""
     """Name of a predicate on typed facts, in `predicates.py` beside the gates."""
     log: str = ""
     """A regular expression on the log of a third-party tool. Its named groups may be used in the texts."""
-    cause: str = Field(min_length=1)
-    fix: str = Field(min_length=1)
+    cause: Text
+    fix: Text
     """A command or a setting to paste."""
     link: str = ""
     affects: str = ""
@@ -63,13 +62,13 @@ class Cause(BaseModel):
         try:
             re.compile(pattern)
         except re.error as problem:
-            raise ValueError(f"{pattern!r} is no regular expression ({problem})") from None
+            raise ValueError(f"a regular expression ({problem})") from None
         return pattern
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Cause:
         if not self.codes and not self.log:
-            raise ValueError("a cause names failure codes, or a pattern of a tool's log")
+            raise ValueError("failure codes, or a pattern of a tool's log")
         return self
 
 
@@ -174,7 +173,8 @@ def read_causes(file: Path, gates: list[str]) -> Causes:
     Raises:
         InputError: not there, not TOML, an unknown key, gate or predicate, a missing key, an id twice.
     """
-    data = read_toml(file, {"cause"})
+    data = read_toml(file)
+    refuse_unknown_names(file, "key", data, ["cause"])
     predicates = _predicates(file.parent)
     causes = tuple(_cause(file, entry, gates, predicates) for entry in data.get("cause", []))
     ids = [cause.id for cause in causes]
@@ -202,12 +202,7 @@ def _predicates(folder: Path) -> dict[str, Predicate]:
 
 def _cause(file: Path, entry: dict[str, Any], gates: list[str], predicates: dict[str, Predicate]) -> Cause:
     where = f"{file} cause {entry.get('id')!r}"
-    try:
-        cause = Cause.model_validate(entry)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{where}: {key + ': ' if key else ''}{first['msg']}.") from None
-    refuse_unknown_keys(f"{where} gates", cause.gates, gates)
-    refuse_unknown_keys(f"{where} when", [cause.when] if cause.when else [], predicates)
+    cause = validate(Cause, entry, where)
+    refuse_unknown_names(where, "gate", cause.gates, gates)
+    refuse_unknown_names(where, "predicate", [cause.when] if cause.when else [], predicates)
     return cause

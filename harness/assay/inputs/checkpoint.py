@@ -1,4 +1,8 @@
-"""Reads safetensors folders by their headers, one tensor at a time, with numpy alone."""
+"""Reads safetensors folders by their headers, one tensor at a time, with numpy alone.
+
+The reader is our own because the library's has no bf16 in numpy, reads values into memory, and says less about a broken
+file. This one maps the file, so that a model larger than the memory can be compared without torch.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,13 @@ _EXPONENT = {
     "F32": ("<u4", 0x7F800000),
     "F64": ("<u8", 0x7FF0000000000000),
 }
-"""The integers that hold floats, and what infinity is among them."""
+"""Float type to the integer type that holds its bits, and the bits of infinity."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One tensor's place in a file."""
+    """The place of one tensor in a file."""
 
     file: Path
     dtype: str
@@ -40,7 +44,7 @@ class Tensor:
     nbytes: int
 
     def raw(self) -> NDArray[np.uint8]:
-        """Its bytes, mapped and not read."""
+        """The bytes, mapped and not read into memory."""
         if not self.nbytes:
             return np.empty(0, dtype=np.uint8)
         stat = self.file.stat()
@@ -48,12 +52,12 @@ class Tensor:
         return whole[self.begin : self.begin + self.nbytes]
 
     def bits(self, rows: slice = slice(None)) -> NDArray[Any]:
-        """Its values as the unsigned integers that store them, mapped and not read. F64 and integers are not asked."""
+        """The bits of the values as unsigned integers, mapped; for BF16, F16, F32 and U8."""
         width = {"BF16": "<u2", "F16": "<u2", "F32": "<u4", "U8": "u1"}[self.dtype]
         return np.frombuffer(self.raw(), dtype=np.dtype(width)).reshape(self.shape)[rows]
 
     def float32(self, rows: slice = slice(None)) -> NDArray[np.float32]:
-        """Its values (of some rows), widened: exactly, from BF16 and F16."""
+        """The values of these rows in float32; from BF16 and F16 without loss."""
         values = np.frombuffer(self.raw(), dtype=np.dtype(_NUMPY[self.dtype])).reshape(self.shape)[rows]
         if self.dtype == "BF16":
             return (values.astype(np.uint32) << 16).view(np.float32)
@@ -62,19 +66,19 @@ class Tensor:
 
 @lru_cache(maxsize=16)
 def _mapped(file: Path, inode: int, size: int, mtime_ns: int) -> NDArray[np.uint8]:
-    """A whole file, mapped once: tensors are read in thousands of parts, and mapping one costs as much as reading it.
+    """A whole file, mapped once: tensors are read in thousands of parts, and to map a part costs as much as to read it.
 
     Args:
-        inode, size, mtime_ns: so that a file written anew is mapped anew.
+        inode, size, mtime_ns: of the file, so that a file that was replaced is mapped again.
     """
     return np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file.
+    """The tensors of one safetensors file, by name.
 
     Raises:
-        InputError: not a safetensors file, truncated, or a Git LFS pointer.
+        InputError: the file is no safetensors file, truncated, or a Git LFS pointer.
     """
     size = file.stat().st_size
     try:
@@ -103,8 +107,8 @@ def read_header(file: Path) -> dict[str, Tensor]:
             )
             if 8 + length + end > size:
                 raise InputError(
-                    f"{file}: truncated. Its header promises {8 + length + end:,} bytes or more, it has {size:,}. "
-                    "Download or save it again.",
+                    f"{file}: truncated. The header promises {8 + length + end:,} bytes or more, the file has {size:,} "
+                    "bytes. Download or save it again.",
                     code="file-truncated",
                     file=str(file),
                 )
@@ -125,7 +129,7 @@ def header_bytes(file: Path) -> bytes:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a model folder, over all its safetensors files.
+    """All tensors of a model folder by name, from the safetensors files that transformers loads.
 
     Raises:
         InputError: no safetensors (or pickles only), a tensor in two files, or an index that names missing files.
@@ -138,7 +142,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
             f"{folder}: safetensors expected, {seen} found. Save it again with safetensors.",
             code="only-pickles" if pickles else "no-safetensors",
         )
-    # As transformers chooses: the index's files, else model.safetensors. Others may lie beside them (consolidated.*).
+    # transformers takes the files of the index, else model.safetensors. Others may lie beside them (consolidated.*).
     index = folder / "model.safetensors.index.json"
     named: dict[str, str] = read_json(index).get("weight_map", {}) if index.exists() else {}
     if named:
@@ -153,7 +157,8 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
             tensors[name] = tensor
     if lacking := sorted(set(named) - set(tensors)):
         raise InputError(
-            f"{folder}: {index.name} names {len(lacking)} tensors that no file has, {lacking[0]} first.",
+            f"{folder}: {index.name} names {len(lacking)} tensors that no file has, {lacking[0]} first. "
+            "Download the missing files.",
             code="shard-missing",
         )
     return tensors
@@ -163,8 +168,8 @@ def chat_template(folder: Path) -> str:
     """The chat template of a model folder, as transformers would use it.
 
     Raises:
-        InputError: there is none, or two that disagree: transformers prefers the `.jinja` file and llama.cpp's
-            converter prefers `tokenizer_config.json`, so the model would be served with a prompt nobody tested.
+        InputError: there is none, or two that differ. transformers prefers the `.jinja` file, llama.cpp's converter
+            prefers `tokenizer_config.json`, so a deployment would use a prompt that was never tested.
     """
     file = folder / "chat_template.jinja"
     config = folder / "tokenizer_config.json"
@@ -178,7 +183,7 @@ def chat_template(folder: Path) -> str:
     if own is not None and embedded is not None and own != embedded:
         raise InputError(
             f"{folder}: chat_template.jinja and tokenizer_config.json hold different chat templates; transformers uses "
-            "the first, llama.cpp's converter the second. Remove the one that is stale.",
+            "the first, llama.cpp's converter the second. Remove the stale one.",
             code="two-chat-templates",
         )
     template = own if own is not None else embedded
@@ -192,10 +197,14 @@ def chat_template(folder: Path) -> str:
 
 
 def all_finite_max(tensor: Tensor, chunk: int = 4_000_000) -> tuple[int, float]:
-    """How many values are not finite, and the largest absolute value of the others, in bounded memory."""
+    """Number of values that are not finite, and the largest absolute value of the others; (0, 0.0) for integers.
+
+    Args:
+        chunk: number of values in memory at a time.
+    """
     if tensor.dtype not in _EXPONENT:
         return 0, 0.0
-    # Without its sign a float's bits grow with its value, inf and NaN last: integers are enough.
+    # Without the sign, the bits of a float grow with its value, inf and NaN last, so integers can be compared.
     mapped = np.frombuffer(tensor.raw(), dtype=np.dtype(_EXPONENT[tensor.dtype][0]))
     infinity, bad, largest = _EXPONENT[tensor.dtype][1], 0, 0
     without_sign = mapped.dtype.type(2 ** (8 * mapped.itemsize - 1) - 1)

@@ -1,4 +1,4 @@
-"""Fetches pinned files from the Python package index with pip, which knows the user's mirror, proxy and cache."""
+"""Downloads pinned files from the Python package index with pip, which knows the user's mirror, proxy and cache."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from assay.files import digest_file
 
 
 def download_pinned(package: str, release: str, sha256: str, *, into: Path, binary: bool) -> Path:
-    """Download one file of one release (the wheel if `binary`, else the sdist) and check its sha256.
+    """Download the wheel (if `binary`) or the sdist of one release into `into`, and check its sha256.
 
     Raises:
-        AssayError: pip could not fetch it, or its content is not the pinned one.
+        AssayError: pip could not download the file, or its content is not the pinned one.
     """
     requirement = into / "requirement.txt"
     requirement.write_text(f"{package}=={release} --hash=sha256:{sha256}\n", encoding="utf-8")
-    only = "--only-binary=:all:" if binary else "--no-binary=:all:"
+    # Of this package alone: with `:all:` pip builds what an sdist needs to tell its name, such as cmake, from source.
+    only = f"--only-binary={package}" if binary else f"--no-binary={package}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", only]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(into), "--requirement", str(requirement)]
     pip = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""A LoRA adapter as numbers: which modules it changes, by how much, read from its two files with numpy alone."""
+"""A LoRA adapter as numbers: which modules it changes and by how much, read from its two files with numpy alone."""
 
 from __future__ import annotations
 
@@ -25,34 +25,37 @@ _MAGNITUDE = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_magnitude_vec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Low:
-    """The low-rank change of one module: `scale · B A`, and DoRA's magnitude if it has one."""
+class LowRankChange:
+    """The change of one module: `scale · B A`, and DoRA's magnitude if the adapter has one."""
 
     module: str
     """As the base's checkpoint names it."""
     a: Tensor
-    """rank × in; of an embedding rank × vocabulary."""
+    """rank × in; for an embedding rank × vocabulary."""
     b: Tensor
-    """out × rank; of an embedding width × rank."""
+    """out × rank; for an embedding width × rank."""
     scale: float
+    """alpha / r, or alpha / √r (rsLoRA)."""
     embedding: bool
+    """Whether the module is an embedding."""
     transposed: bool
     """Whether the base stores the weight as in × out (GPT-2's Conv1D)."""
     magnitude: Tensor | None
+    """DoRA's norm per output; None for a LoRA."""
 
     @property
     def weight(self) -> str:
-        """The tensor that it changes."""
+        """The tensor of the base that changes."""
         return f"{self.module}.weight"
 
     def factors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Left and right so that `scale · (left @ right)` has the shape of the base's weight."""
+        """Left and right, so that `scale · (left @ right)` has the shape of the base's weight."""
         a, b = self.a.float32(), self.b.float32()
         return (a.T, b.T) if self.embedding or self.transposed else (b, a)
 
 
-class RandomLow(Low):
-    """A change of equal size in a random direction: the control that no file should hold."""
+class RandomChange(LowRankChange):
+    """A change of equal size in a random direction: the control, which no file holds."""
 
     def factors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         left, right = super().factors()
@@ -63,45 +66,47 @@ class RandomLow(Low):
 
 
 def _product_norm2(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """‖left @ right‖² without the product."""
+    """‖left @ right‖², computed without the product."""
     return float(np.sum((left.T @ left) * (right @ right.T)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lora:
-    """An adapter, read."""
+class LoraWeights:
+    """A LoRA adapter's config and tensors."""
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
-    """Every tensor of its file, as the file names them."""
-    changes: dict[str, Low]
-    """By the base tensor that is changed."""
+    """All tensors of the file, by the file's names."""
+    changes: dict[str, LowRankChange]
+    """Base tensor to its change."""
     saved: dict[str, Tensor]
-    """Whole tensors that replace the base's (`modules_to_save`, biases), by the base tensor's name."""
+    """Base tensor to the whole tensor that replaces it (`modules_to_save`, biases)."""
     halves: dict[str, set[str]]
-    """Module to the halves that the file has; a whole pair is {A, B}."""
+    """Module to the halves that the file has: {A, B} if the pair is whole."""
     unknown: list[str]
-    """Tensors of the file that are none of these."""
+    """All other tensors of the file."""
 
     @property
     def touched(self) -> set[str]:
         """The base's tensors that the adapter changes or replaces."""
         return set(self.changes) | set(self.saved)
 
-    def randomized(self) -> Lora:
-        """The same modules changed as much, at random."""
-        return replace(self, changes={name: RandomLow(**vars(low)) for name, low in self.changes.items()}, saved={})
+    def randomized(self) -> LoraWeights:
+        """The same modules with random changes of equal size."""
+        return replace(
+            self, changes={name: RandomChange(**vars(change)) for name, change in self.changes.items()}, saved={}
+        )
 
 
-def read_lora(folder: Path, base: Iterable[str]) -> Lora:
+def read_lora_weights(folder: Path, base: Iterable[str]) -> LoraWeights:
     """Read an adapter's config and headers.
 
     Args:
-        base: the names of the base's tensors, which tell whole saved tensors from strangers.
+        base: the names of the base's tensors, by which whole saved tensors are recognised.
 
     Raises:
-        InputError: a file is missing or cannot be read, it is no LoRA, or its numbers are not numbers.
+        InputError: a file is missing or cannot be read, or r and lora_alpha give no scale.
     """
     config = read_json(folder / CONFIG)
     if not (folder / WEIGHTS).exists():
@@ -124,7 +129,7 @@ def read_lora(folder: Path, base: Iterable[str]) -> Lora:
         else:
             unknown.append(name)
     changes = {
-        f"{module}.weight": Low(
+        f"{module}.weight": LowRankChange(
             module=module,
             a=pair["A"],
             b=pair["B"],
@@ -136,10 +141,10 @@ def read_lora(folder: Path, base: Iterable[str]) -> Lora:
         for module, pair in sorted(pairs.items())
         if set(pair) == {"A", "B"}
     }
-    # An embedding that a LoRA adapts is saved whole beside it: the same tensor twice is one change.
+    # peft saves an adapted embedding whole beside its LoRA: both together are one change.
     saved = {name: tensor for name, tensor in saved.items() if name not in changes}
     halves = {module: set(pair) for module, pair in pairs.items()}
-    return Lora(
+    return LoraWeights(
         path=folder, config=config, tensors=tensors, changes=changes, saved=saved, halves=halves, unknown=unknown
     )
 
@@ -150,7 +155,11 @@ def rank(config: dict[str, Any], module: str) -> int:
 
 
 def scale(config: dict[str, Any], module: str, folder: Path) -> float:
-    """What `B A` is multiplied with: alpha / r, or alpha / √r (rsLoRA)."""
+    """The factor of `B A`: alpha / r, or alpha / √r (rsLoRA).
+
+    Raises:
+        InputError: r and lora_alpha give no scale.
+    """
     try:
         r = rank(config, module)
         alpha = float(_patterned(config, "alpha_pattern", module, config.get("lora_alpha", 8)))
@@ -163,7 +172,7 @@ def scale(config: dict[str, Any], module: str, folder: Path) -> float:
 
 
 def _patterned(config: dict[str, Any], key: str, module: str, default: Any) -> Any:
-    """A per-module setting, by peft's rule: a pattern holds for modules that end in it."""
+    """A setting per module by peft's rule: a pattern holds for the modules whose names end in it."""
     for pattern, value in (config.get(key) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -171,17 +180,17 @@ def _patterned(config: dict[str, Any], key: str, module: str, default: Any) -> A
 
 
 def targets(config: dict[str, Any], base: dict[str, Tensor]) -> list[str] | None:
-    """The base's modules that the config asks to adapt; None if it does not say it in a way that headers can answer."""
-    wanted = config.get("target_modules")
-    if not wanted:
+    """The base's modules that the config asks to adapt, sorted; None if the config names none."""
+    asked = config.get("target_modules")
+    if not asked:
         return None
     matrices = [name.removesuffix(".weight") for name, tensor in base.items() if len(tensor.shape) == 2]
-    if wanted == "all-linear":
+    if asked == "all-linear":
         found = [name for name in matrices if not any(end in name for end in ("embed", "lm_head", "wte", "wpe"))]
-    elif isinstance(wanted, str):
-        found = [name for name in matrices if re.fullmatch(wanted, name)]
+    elif isinstance(asked, str):
+        found = [name for name in matrices if re.fullmatch(asked, name)]
     else:
-        found = [name for name in matrices if any(name == one or name.endswith(f".{one}") for one in wanted)]
+        found = [name for name in matrices if any(name == one or name.endswith(f".{one}") for one in asked)]
     excluded = config.get("exclude_modules") or []
     if isinstance(excluded, str):
         found = [name for name in found if not re.fullmatch(excluded, name)]

@@ -1,4 +1,4 @@
-"""llama.cpp from one source and one build: quantizer, command line, libraries, converter and Python binding."""
+"""llama.cpp from one source and one build: quantizer, command line, server, libraries, converter, Python binding."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from assay.files import read_json, read_toml, write_json
 from assay.inputs.download import download_pinned
 from assay.process import last_lines
 
-TOOLS = ("llama-quantize", "llama-cli", "llama-server", "llama-perplexity")
+TOOLS = ("llama-quantize", "llama-cli", "llama-server")
 _FILE = "toolchain.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Toolchain:
-    """A folder whose `toolchain.json` says where each tool is and what it was made from."""
+    """A folder whose `toolchain.json` says where the tools are and which source they were built from."""
 
     path: Path
 
@@ -42,22 +42,22 @@ class Toolchain:
 
     @property
     def bin(self) -> Path:
-        """The programs and, beside them, the shared libraries that the binding loads too."""
+        """The folder of the programs and of the shared libraries, which the binding loads too."""
         return self.path / str(self._facts["bin"])
 
     @property
     def source(self) -> Path:
-        """The tree with `convert_hf_to_gguf.py` and `gguf-py/`."""
+        """The folder with `convert_hf_to_gguf.py` and `gguf-py/`."""
         return self.path / str(self._facts["source"])
 
     @property
     def binding(self) -> Path:
-        """What goes on PYTHONPATH to import `llama_cpp`."""
+        """The folder that PYTHONPATH needs to import `llama_cpp`."""
         return self.path / "python"
 
     @property
     def commit(self) -> str | None:
-        """The commit that every tool must report; None for a build from elsewhere, whose tools must agree."""
+        """The commit that every tool must report. None for a build of the user's, whose tools must agree."""
         commit = self._facts["commit"]
         return None if commit is None else str(commit)
 
@@ -68,7 +68,7 @@ class Toolchain:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over programs (and whether they may run), libraries, converter and binding, as they are on disk."""
+        """sha256 over programs (and their right to run), libraries, converter and binding, as they are on disk."""
         files = [path for path in self.bin.glob("*") if path.is_file()]
         files += [self.source / "convert_hf_to_gguf.py"]
         files += [*self.source.glob("conversion/*.py"), *self.source.glob("gguf-py/gguf/*.py")]
@@ -81,8 +81,8 @@ class Toolchain:
 
 
 def pin() -> dict[str, Any]:
-    """`tools/llama.cpp/pin.toml`."""
-    return read_toml(paths.PIN, {"package", "release", "sha256", "commit", "tree", "cmake"})
+    """The pinned source, from `tools/llama.cpp/pin.toml`."""
+    return read_toml(paths.PIN)
 
 
 def find_toolchain() -> Toolchain:
@@ -90,37 +90,38 @@ def find_toolchain() -> Toolchain:
 
     Raises:
         InputError: ASSAY_LLAMA_CPP names a folder without a build.
-        Unavailable: nothing is built yet.
+        Unavailable: no toolchain is built yet.
     """
     external = os.environ.get("ASSAY_LLAMA_CPP")
     if external:
         return _adopt(Path(external).expanduser().resolve())
-    # What this machine would build comes first; a build asked for by --cuda or --no-cuda is a build too.
+    # The build that this machine makes by itself comes first, then one that --cuda or --no-cuda asked for.
     for cuda in (None, True, False):
         folder = home(_flags(cuda))
         if (folder / _FILE).exists():
             return _toolchain_at(folder)
     raise Unavailable(
         "llama.cpp is not built on this machine. Build it once with `nox -s toolchain` (about 7 minutes on two "
-        "cores), or name a build of yours in ASSAY_LLAMA_CPP.",
+        "cores), or name a build of your own in ASSAY_LLAMA_CPP.",
         code="tool-missing",
     )
 
 
 @cache
 def _toolchain_at(folder: Path) -> Toolchain:
-    """One object a folder and process, so that its digest is computed once."""
+    """One object per folder and process, so that its digest is computed once."""
     return Toolchain(path=folder)
 
 
 def build_toolchain(*, cuda: bool | None = None, show: Callable[[float, str], None]) -> Toolchain:
-    """Build it unless it is there. `show` is called with the share done, 0 to 1, and what is being done.
+    """Build the toolchain, unless this machine has it.
 
     Args:
-        cuda: build for NVIDIA GPUs; None means if nvcc and a GPU are there.
+        cuda: whether to build for NVIDIA GPUs; None builds for them if nvcc and a GPU are there.
+        show: takes the share done, 0 to 1, and the name of the current part of the build.
 
     Raises:
-        AssayError: no C++ compiler, or a step of the build failed; the text has the end of its log.
+        AssayError: no C++ compiler, or a part of the build failed; the text has the end of the log.
     """
     flags = _flags(cuda)
     folder = home(flags)
@@ -174,14 +175,14 @@ def _build(scratch: Path, flags: dict[str, str], show: Callable[[float, str], No
 
 
 def _install_binding(sdist: Path, target: Path, log: Path) -> None:
-    """llama-cpp-python without its own copy of llama.cpp: it loads the libraries that LLAMA_CPP_LIB_PATH names."""
+    """Install llama-cpp-python without llama.cpp: the binding loads the libraries in LLAMA_CPP_LIB_PATH."""
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--disable-pip-version-check"]
     command += ["--target", str(target), "--config-settings=cmake.define.LLAMA_BUILD=OFF", str(sdist)]
     _call(command, log)
 
 
 def _adopt(root: Path) -> Toolchain:
-    """Wrap a build from elsewhere: its programs, its converter, and the pinned binding over its libraries."""
+    """A toolchain of the user's build: its programs, its converter, and the pinned binding over its libraries."""
     places = [root / "build" / "bin", root / "bin", root]
     found = next((place for place in places if (place / "llama-quantize").exists()), None)
     if found is None:
@@ -220,10 +221,10 @@ def _flags(cuda: bool | None) -> dict[str, str]:
         cuda = bool(machine.gpus()) and shutil.which("nvcc") is not None
     return {
         **pinned["cmake"],
-        # Without these llama.cpp asks git, and would report the commit of whatever repository lies around it.
+        # Without these two, llama.cpp asks git and reports the commit of the repository around it.
         "LLAMA_BUILD_COMMIT": pinned["commit"],
         "LLAMA_BUILD_NUMBER": "0",
-        # The default RUNPATH is the build folder's absolute path, which is gone after the build.
+        # The default RUNPATH is the absolute path of the build folder, which is gone after the build.
         "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON",
         "CMAKE_INSTALL_RPATH": "$ORIGIN",
         "GGML_CUDA": "ON" if cuda else "OFF",
@@ -231,14 +232,14 @@ def _flags(cuda: bool | None) -> dict[str, str]:
 
 
 def home(flags: dict[str, str] | None = None) -> Path:
-    """Where the build for this pin, these flags (by default this machine's own) and this processor lives."""
+    """The folder of the build for this pin, this processor and these flags (by default this machine's own)."""
     parts = [pin()["sha256"], TOOLS, flags or _flags(None), machine.cpu_flags(), sysconfig.get_platform()]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return paths.cache() / "toolchains" / f"{pin()['commit']}-{key}"
 
 
 def _tool(name: str) -> str:
-    """cmake or ninja: the one installed with Assay, else the machine's."""
+    """The path of cmake or ninja: installed with Assay, else the machine's."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
@@ -257,7 +258,7 @@ def _compiler_version() -> str:
 
 
 def _call(command: list[str], log: Path, progress: Callable[[float], None] | None = None) -> None:
-    """Run one command of the build, its output to `log`; ninja's `[12/345]` becomes progress."""
+    """Run one command of the build, its output in `log`; `progress` takes the share that ninja's `[12/345]` says."""
     with log.open("a", encoding="utf-8") as file:
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True

@@ -1,4 +1,4 @@
-"""How far one model's next-token distribution is from another's, and how sure that is: pure functions of numbers."""
+"""How far one model's next-token distribution is from another's, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from assay.errors import InputError
 from assay.measures.statistics import CONFIDENCE
 
+Sums = NDArray[np.float64]
 RESAMPLES = 2000
-"""Bootstrap resamples; a resample is a row of sums, so thousands take milliseconds."""
+"""Bootstrap resamples. A resample is a row of sums, so thousands take milliseconds."""
 FIRST_OF = 4
-"""One sequence in so many is compared first where a model should be exact."""
+"""One sequence in this many is compared first where a model is expected to be exact."""
+STAGES = ("merged", "f16", "q4")
+"""The way from the reference to the shipped file; each stage begins where the stage before it ends."""
+RUNTIMES = ("llama_cli", "llama_cpp_python")
+"""The runtimes that the shipped file runs in; each begins at q4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,40 +31,42 @@ class Compared:
     kind: str
     """`task` (an answer after its prompt) or `text` (general prose)."""
     kl: NDArray[np.float32]
-    """KL(reference‖model) in nats, one a scored token."""
+    """KL(reference‖model) in nats, one value per scored token."""
     agrees: NDArray[np.bool_]
-    """Whether both put the same token first."""
+    """Whether model and reference put the same token first."""
     right: NDArray[np.bool_]
-    """Whether the model puts the token first that does come next."""
+    """Whether the token that the model puts first is the one that follows."""
     reference_right: NDArray[np.bool_]
+    """The same of the reference."""
     loss: NDArray[np.float32]
-    """−log p of the token that does come next, in nats."""
+    """−log p of the token that follows, in nats."""
     reference_loss: NDArray[np.float32]
+    """The same of the reference."""
 
 
 def compare_until_clear(
     compare: Callable[[list[int]], list[Compared]], places: list[int], clear_below: float
 ) -> list[Compared]:
-    """A part of the sequences, the last one (the longest) among them; the others only where that leaves a doubt.
+    """Compare one sequence in `FIRST_OF`, and the others only if the first ones do not decide.
 
-    What should be exact is nearer than rounding moves it, or far off: a few sequences tell which.
+    A model that is expected to be exact differs by less than rounding, or by far more: a few sequences tell which.
 
     Args:
-        compare: a model with the reference on the sequences at these places.
-        places: of all sequences.
-        clear_below: nats; a mean KL whose whole interval is below it needs no more sequences.
+        compare: compares a model with the reference on the sequences at these places.
+        places: of all sequences, by length; the last one, the longest, is always compared.
+        clear_below: nats. If the whole interval of the mean KL is below it, the other sequences are not compared.
     """
     first = places[::-FIRST_OF]
     compared = compare(first)
-    if summarise(compared)["kl_mean_interval"][1] >= clear_below:
+    if summarise_divergence(compared)["kl_mean_interval"][1] >= clear_below:
         compared += compare([at for at in places if at not in first])
     return compared
 
 
-def summarise(sequences: Sequence[Compared], seed: int = 0) -> dict[str, Any]:
-    """Distances over all scored tokens, each with a 95 % interval by bootstrap over sequences.
+def summarise_divergence(sequences: Sequence[Compared], seed: int = 0) -> dict[str, Any]:
+    """Distances over all scored tokens, with 95 % bootstrap intervals.
 
-    Tokens of one sequence depend on each other, so sequences are drawn and never tokens.
+    The bootstrap draws whole sequences, because the tokens of one sequence depend on each other.
 
     Raises:
         InputError: nothing was scored.
@@ -71,21 +78,19 @@ def summarise(sequences: Sequence[Compared], seed: int = 0) -> dict[str, Any]:
         [[one.kl.size, one.kl.sum(), one.agrees.sum(), one.loss.sum() - one.reference_loss.sum()] for one in sequences],
         dtype=np.float64,
     )
-    draws = np.random.default_rng(seed).integers(0, len(rows), (RESAMPLES, len(rows)))
-    sums = rows[draws].sum(axis=1)
-    count, total, agreed, lost = rows.sum(axis=0)
+    count, kl_sum, agreed, loss_added = rows.sum(axis=0)
     return {
         "sequences": len(sequences),
         "scored_tokens": int(count),
-        "kl_mean": _rounded(total / count),
-        "kl_mean_interval": _interval(sums[:, 1] / sums[:, 0]),
+        "kl_mean": _rounded(kl_sum / count),
+        "kl_mean_interval": _interval(rows, lambda sums: sums[1] / sums[0], seed),
         "kl_median": _rounded(float(np.median(kl))),
         "kl_p99": _rounded(float(np.quantile(kl, 0.99))),
         "kl_max": _rounded(float(kl.max())),
         "top1_agreement": _rounded(agreed / count),
-        "top1_agreement_interval": _interval(sums[:, 2] / sums[:, 0]),
-        "perplexity_ratio": _rounded(float(np.exp(lost / count))),
-        "perplexity_ratio_interval": _interval(np.exp(sums[:, 3] / sums[:, 0])),
+        "top1_agreement_interval": _interval(rows, lambda sums: sums[2] / sums[0], seed),
+        "perplexity_ratio": _rounded(float(np.exp(loss_added / count))),
+        "perplexity_ratio_interval": _interval(rows, lambda sums: np.exp(sums[3] / sums[0]), seed),
         "flips_to_wrong": int(sum((one.reference_right & ~one.right).sum() for one in sequences)),
         "flips_to_right": int(sum((one.right & ~one.reference_right).sum() for one in sequences)),
     }
@@ -94,47 +99,69 @@ def summarise(sequences: Sequence[Compared], seed: int = 0) -> dict[str, Any]:
 def share_lost(deployed: Sequence[Compared], base: Sequence[Compared], seed: int = 0) -> dict[str, Any]:
     """How far deployment moved the fine-tuned model, as a share of how far training had moved the base.
 
-    KL(candidate‖deployed) / KL(candidate‖base), on the same answers: at 1 quantization moved the model as far as
-    training did. The interval draws sequences, the same ones for both.
+    The share is KL(candidate‖deployed) / KL(candidate‖base) on the same answers: at 1, deployment moved the model as
+    far as training did.
+
+    Raises:
+        InputError: no answer was scored in both models.
     """
-    pairs = {one.name: one for one in base}
-    both = [(one, pairs[one.name]) for one in deployed if one.name in pairs]
-    if not both:
+    of_base = {one.name: one for one in base}
+    pairs = [(one, of_base[one.name]) for one in deployed if one.name in of_base]
+    if not pairs:
         raise InputError("No answer was scored in both models, so they cannot be compared.")
-    rows = np.array([[one.kl.sum(), other.kl.sum(), one.kl.size] for one, other in both], dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(rows), (RESAMPLES, len(rows)))
-    sums = rows[draws].sum(axis=1)
-    total = rows.sum(axis=0)
+    rows = np.array([[one.kl.sum(), other.kl.sum(), one.kl.size] for one, other in pairs], dtype=np.float64)
+    moved, trained, count = rows.sum(axis=0)
     return {
-        "kl_on_task": _rounded(total[0] / total[2]),
-        "kl_of_base_on_task": _rounded(total[1] / total[2]),
-        "share_lost": _rounded(total[0] / total[1]) if total[1] else None,
-        "share_lost_interval": _interval(sums[:, 0] / np.maximum(sums[:, 1], 1e-12)),
-        "task_sequences": len(both),
+        "kl_on_task": _rounded(moved / count),
+        "kl_of_base_on_task": _rounded(trained / count),
+        "share_lost": _rounded(moved / trained) if trained else None,
+        "share_lost_interval": _interval(rows, lambda sums: sums[0] / np.maximum(sums[1], 1e-12), seed),
+        "task_sequences": len(pairs),
     }
 
 
 def loss_enters_at(distances: dict[str, float]) -> str | None:
-    """The stage that adds most to the distance from the reference on the way merged → f16 → q4 → runtime.
-
-    None if none was measured. The runtimes both follow q4; `nf4` is a way of its own and no stage on this one.
+    """The stage or runtime that adds most to the distance from the reference; None if none was measured.
 
     Args:
-        distances: by stage, in nats.
+        distances: stage or runtime to mean KL, in nats. `nf4` is a deployment of its own and is not looked at.
     """
     before, added = 0.0, {}
-    for stage in ("merged", "f16", "q4", "llama_cli", "llama_cpp_python"):
+    for stage in STAGES:
         if stage in distances:
             added[stage] = distances[stage] - before
-            before = distances[stage] if stage in ("merged", "f16", "q4") else before
+            before = distances[stage]
+    added |= {runtime: distances[runtime] - before for runtime in RUNTIMES if runtime in distances}
     return max(added, key=lambda stage: added[stage]) if added else None
 
 
-def _interval(values: NDArray[np.float64]) -> list[float]:
-    side = (1 - CONFIDENCE) / 2
-    return [_rounded(float(value)) for value in np.quantile(values, [side, 1 - side])]
+def _interval(rows: Sums, statistic: Callable[[Sums], Sums], seed: int) -> list[float]:
+    """95 % percentile bootstrap interval of a statistic of column sums.
+
+    Args:
+        rows: one row per sequence; whole rows are drawn.
+        statistic: takes the sums of the columns, the columns along the first axis.
+    """
+    if len(rows) == 1:
+        # Every resample of a single row is that row; scipy refuses it.
+        return [_rounded(float(statistic(rows[0])))] * 2
+    # scipy takes a second to import.
+    from scipy.stats import bootstrap
+
+    def of_places(places: NDArray[np.int64], axis: int) -> Sums:
+        return statistic(np.moveaxis(rows[places].sum(axis=axis - 1), -1, 0))
+
+    found = bootstrap(
+        (np.arange(len(rows)),),
+        of_places,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return [_rounded(float(end)) for end in found.confidence_interval]
 
 
 def _rounded(value: float) -> float:
-    """Six significant digits: a distance of 1e-6 is a fact too."""
+    """Six significant digits, so that a distance of 1e-6 keeps them too."""
     return float(f"{value:.6g}")

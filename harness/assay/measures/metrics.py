@@ -1,4 +1,4 @@
-"""The three metrics of the thesis (section 4.5.5), per sample: Coverage, Format, Refusal."""
+"""The three metrics of the thesis (section 4.5.5), per sample and summarised: Coverage, Format, Refusal."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from assay.measures.statistics import judge_share, lower_bound
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What one answer is worth."""
+    """The three metrics of one answer."""
 
     id: str
     task: str
     kind: str
-    """As `assay.answers` classifies it. An answer that says nothing scores 0 in all three."""
+    """A `Kind` of `assay.measures.answers`. An answer without visible text scores 0 in all three metrics."""
     coverage: bool
-    """Every required key point is in it."""
+    """The answer has every required key point."""
     format: bool
-    """Every heading of the task, once, in order."""
+    """The answer has every heading of the task, once, in order, and no other."""
     refusal: bool
-    """It answers what should be answered and declines what should be declined."""
+    """The answer declines if and only if the sample expects it to."""
     missing: tuple[str, ...]
-    """The key points it lacks, by their first spelling."""
+    """The key points that the answer lacks, by their first spelling."""
 
 
 def score(sample: Sample, text: str, kind: Kind, dataset: Dataset) -> Score:
-    """Score one answer against its sample; thoughts in `<think>` do not count."""
-    said = visible(text) if kind.says_something else ""
-    squeezed = squeeze(said)
+    """Score one answer against its sample; text in a `<think>` block does not count."""
+    answer = visible(text) if kind.says_something else ""
+    squeezed = squeeze(answer)
     missing = [point[0] for point in sample.key_points if not any(squeeze(way) in squeezed for way in point)]
     return Score(
         id=sample.id,
         task=sample.task,
         kind=kind.value,
         coverage=not missing,
-        format=headings(said) == dataset.tasks[sample.task].headings[sample.language],
-        refusal=bool(said) and dataset.declines(said, sample.language) == sample.should_refuse,
+        format=headings(answer) == dataset.tasks[sample.task].headings[sample.language],
+        refusal=bool(answer) and dataset.declines(answer, sample.language) == sample.should_refuse,
         missing=tuple(missing),
     )
 
@@ -48,8 +48,8 @@ def score(sample: Sample, text: str, kind: Kind, dataset: Dataset) -> Score:
 Scored = TypeVar("Scored", Sample, Score)
 
 
-def summarise(scores: Iterable[Score], dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Task (and `all`, if there are several) to n and, for each metric, successes, share, lower bound and judgement."""
+def summarise_scores(scores: Iterable[Score], dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """Task to n and, per metric, successes, share, lower bound and judgement; `all` pools several tasks."""
     return {
         name: {
             "n": len(group),
@@ -60,7 +60,7 @@ def summarise(scores: Iterable[Score], dataset: Dataset) -> dict[str, dict[str, 
 
 
 def by_task(scored: Iterable[Scored], dataset: Dataset) -> dict[str, list[Scored]]:
-    """Samples, or their scores, by task; and under `all`, if there are several tasks."""
+    """Samples, or their scores, by task. If there are several tasks, `all` holds every sample."""
     scored = list(scored)
     groups = {task: [one for one in scored if one.task == task] for task in dataset.tasks}
     groups = {task: group for task, group in groups.items() if group}

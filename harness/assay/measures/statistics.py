@@ -1,4 +1,4 @@
-"""What a number of samples can and cannot show: exact bounds for shares, an exact test for pairs."""
+"""What a number of samples can prove: exact bounds for shares, an exact test for pairs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from enum import StrEnum
 from functools import cache
 
 CONFIDENCE = 0.95
-"""One-sided for bounds; a paired difference is noise at p ≥ 1 - CONFIDENCE."""
+"""One-sided for bounds. A paired difference with p ≥ 1 - CONFIDENCE counts as noise."""
 
 
 def lower_bound(successes: int, samples: int, confidence: float = CONFIDENCE) -> float:
-    """The exact (Clopper–Pearson) one-sided lower bound of a share, at 95 % confidence if not said otherwise."""
-    # scipy takes a second to import, which no command that does no statistics should pay.
+    """The exact (Clopper–Pearson) one-sided lower bound of a share; 0 without samples."""
+    # scipy takes a second to import, and a command without statistics should not wait for it.
     from scipy.stats import binomtest
 
     if samples == 0:
@@ -22,7 +22,7 @@ def lower_bound(successes: int, samples: int, confidence: float = CONFIDENCE) ->
 
 
 def samples_needed(threshold: float, misses: int = 0) -> int:
-    """The fewest samples that, with so many misses, show a share above the threshold, which is below 1."""
+    """The fewest samples that prove a share above `threshold` (below 1), if `misses` of them are wrong."""
     enough = misses + 1
     while not _exceeds(enough - misses, enough, threshold):
         enough *= 2
@@ -30,7 +30,7 @@ def samples_needed(threshold: float, misses: int = 0) -> int:
 
 
 def judge_share(successes: int, samples: int, threshold: float) -> str:
-    """`met`, `not met`, or `cannot be shown with n=17 (needs 36)`: right so often, but too seldom asked."""
+    """`met`, `not met`, or `cannot be shown with n=17 (needs 36)` if the share is high enough, but n too small."""
     if lower_bound(successes, samples) > threshold:
         return "met"
     if samples == 0 or successes / samples <= threshold:
@@ -39,7 +39,11 @@ def judge_share(successes: int, samples: int, threshold: float) -> str:
 
 
 def paired_p(only_first: int, only_second: int) -> float:
-    """McNemar's exact two-sided p of two results on the same samples, from those that only one of them got right."""
+    """McNemar's exact two-sided p of two models on the same samples.
+
+    Args:
+        only_first, only_second: number of samples that only that model got right.
+    """
     from scipy.stats import binomtest
 
     disagreeing = only_first + only_second
@@ -47,62 +51,63 @@ def paired_p(only_first: int, only_second: int) -> float:
 
 
 class Shown(StrEnum):
-    """What samples show."""
+    """What the samples so far show about a claim."""
 
     PASSED = "passed"
     FAILED = "failed"
     INCONCLUSIVE = "inconclusive"
-    """Neither can be shown with so many samples."""
+    """All samples together can show neither."""
     OPEN = "open"
-    """The samples that are still to be asked can change the answer."""
+    """The samples that are not asked yet can decide."""
 
 
-def judge_pairs(lost: int, gained: int, asked: int, samples: int, margin: float, of: int = 1) -> Shown:
-    """Whether a deployed form keeps what its reference gets right, and whether the rest need be asked at all.
+def judge_pairs(lost: int, gained: int, asked: int, samples: int, margin: float, comparisons: int = 1) -> Shown:
+    """Whether a deployed form keeps what its reference gets right, or whether the remaining samples must be asked.
 
     Passed: the exact one-sided 95 % upper bound of the share lost is below the margin. Failed, if not passed: McNemar's
-    exact one-sided test shows at 5 % that more was lost than gained. So a form that loses a net margin or more passes,
-    and one that loses no more than it gains fails, each at most once in 20. Asking ends as soon as no answer to the
-    remaining samples could change the outcome: that cannot move either error rate.
+    exact one-sided test shows at 5 % that more was lost than gained. So a form that loses a net margin or more passes
+    at most once in 20, and a form that loses no more than it gains fails at most once in 20. Asking ends as soon as no
+    answer to the remaining samples could change the outcome, so stopping early changes neither error rate.
 
     Args:
         lost: samples that the reference gets right and the deployed form does not.
-        gained: the reverse.
+        gained: samples that the deployed form gets right and the reference does not.
         asked: samples asked so far.
         samples: samples in all.
         margin: the share of samples that may be lost.
-        of: how many things are judged together, see `judge_exceeds`.
+        comparisons: number of claims tested together, see `judge_exceeds`.
     """
     rest = samples - asked
     passes_at_best, passes_at_worst = (_exceeds(samples - lost - more, samples, 1 - margin) for more in (0, rest))
     if passes_at_worst:
         return Shown.PASSED
-    if not passes_at_best and _loses(lost, gained + rest, of):
+    if not passes_at_best and _loses(lost, gained + rest, comparisons):
         return Shown.FAILED
-    if not passes_at_best and not _loses(lost + rest, gained, of):
+    if not passes_at_best and not _loses(lost + rest, gained, comparisons):
         return Shown.INCONCLUSIVE
     return Shown.OPEN
 
 
-def judge_exceeds(right: int, asked: int, samples: int, threshold: float, of: int = 1) -> Shown:
-    """Whether a share exceeds its threshold, and whether the rest need be asked at all.
+def judge_exceeds(right: int, asked: int, samples: int, threshold: float, comparisons: int = 1) -> Shown:
+    """Whether a share exceeds its threshold, or whether the remaining samples must be asked.
 
-    Passed: the exact one-sided 95 % lower bound is above it. Failed: the upper bound is not. So a share at the
-    threshold passes, and one above it fails, each at most once in 20.
+    Passed: the exact one-sided 95 % lower bound is above the threshold. Failed: the upper bound is not above it. So a
+    share at the threshold passes at most once in 20, and a share above it fails at most once in 20.
 
     Args:
-        right: of the samples asked so far.
+        right: samples asked so far that are right.
         asked: samples asked so far.
         samples: samples in all.
         threshold: the share to exceed.
-        of: how many things are judged together. One failure fails all, so each may be wrong only that much more seldom.
+        comparisons: number of claims tested together. One failed claim fails all of them, so the 5 % of a failure is
+            divided by this number (Bonferroni).
     """
     best = right + samples - asked
     if _exceeds(right, samples, threshold):
         return Shown.PASSED
-    if _misses(best, samples, threshold, of):
+    if _misses(best, samples, threshold, comparisons):
         return Shown.FAILED
-    if not _exceeds(best, samples, threshold) and not _misses(right, samples, threshold, of):
+    if not _exceeds(best, samples, threshold) and not _misses(right, samples, threshold, comparisons):
         return Shown.INCONCLUSIVE
     return Shown.OPEN
 
@@ -113,14 +118,14 @@ def _exceeds(right: int, samples: int, threshold: float) -> bool:
 
 
 @cache
-def _misses(right: int, samples: int, threshold: float, of: int) -> bool:
-    return samples > 0 and 1 - lower_bound(samples - right, samples, 1 - (1 - CONFIDENCE) / of) <= threshold
+def _misses(right: int, samples: int, threshold: float, comparisons: int) -> bool:
+    return samples > 0 and 1 - lower_bound(samples - right, samples, 1 - (1 - CONFIDENCE) / comparisons) <= threshold
 
 
 @cache
-def _loses(lost: int, gained: int, of: int) -> bool:
+def _loses(lost: int, gained: int, comparisons: int) -> bool:
     from scipy.stats import binomtest
 
     if lost <= gained:
         return False
-    return float(binomtest(lost, lost + gained, 0.5, alternative="greater").pvalue) <= (1 - CONFIDENCE) / of
+    return float(binomtest(lost, lost + gained, 0.5, alternative="greater").pvalue) <= (1 - CONFIDENCE) / comparisons

@@ -58,7 +58,7 @@ class MergeDefect(Facts):
     """One thing that is wrong with a merged checkpoint."""
 
     kind: str
-    """`absent`, `scaled`, `sign-flipped`, …: see `assay.measures.merge_replay`."""
+    """`absent`, `scaled`, `sign-flipped`, …: see `assay.measures.merge_defects.Defect`."""
     where: str
     """The tensor or the file."""
     detail: str

@@ -6,13 +6,12 @@ import hashlib
 import json
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from assay.facts import Facts
 from assay.files import digest_files
-from assay.machine import machine_digest
+from assay.machine import machine_digest, package_version
 from assay.paths import PACKAGE
 
 F = TypeVar("F", bound=Facts)
@@ -94,7 +93,7 @@ class Step:
         description = {
             "worker": self.worker,
             "version": code_digest(),
-            "packages": {package: _version(package) for package in self.packages},
+            "packages": {package: package_version(package) for package in self.packages},
             "machine": machine_digest() if self.on_device else None,
             "fields": {k: v.digest if isinstance(v, Input) else v for k, v in values.items()},
         }
@@ -117,13 +116,6 @@ class StepUse:
     """The run that made it, or None if this one did."""
     log: str
     """Path of its log, relative to the run's folder."""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 @cache

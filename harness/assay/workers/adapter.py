@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from assay.inputs.checkpoint import all_finite_max, read_folder
-from assay.inputs.lora import rank, read_lora, targets
+from assay.inputs.lora import rank, read_lora_weights, targets
 from assay.steps.adapter import AdapterFiles, InspectAdapter
 from assay.workers import Work
 
@@ -13,7 +13,7 @@ from assay.workers import Work
 def inspect(work: Work, *, adapter: str, base: str) -> None:
     """Facts about the adapter's config, its tensors' completeness, values, and fit with the base's shapes."""
     base_tensors = read_folder(Path(base))
-    lora = read_lora(Path(adapter), base_tensors)
+    lora = read_lora_weights(Path(adapter), base_tensors)
     config = lora.config
     halves = sorted(module for module, seen in lora.halves.items() if seen != {"A", "B"})
     not_in_base, misfits, zero, off_rank, without_magnitude = [], [], [], [], []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from assay.inputs.checkpoint import read_folder, read_header
-from assay.inputs.lora import read_lora
+from assay.inputs.lora import read_lora_weights
 from assay.measures import strength
 from assay.measures.answers import classify
 from assay.measures.sizing import Shapes, bytes_nf4
@@ -222,7 +222,7 @@ def _strength(model: Any, base: Path, adapter: Path) -> AdapterStrength:
             whole = weight.float() if state is None else dequantize_4bit(weight.data, state).float()
             return (whole + module.get_delta_weight("candidate").float()).cpu().numpy()
 
-    return AdapterStrength(**strength.facts(tensors, read_lora(adapter, tensors), read))
+    return AdapterStrength(**strength.adapter_strength(tensors, read_lora_weights(adapter, tensors), read))
 
 
 def _mount_zero_twin(model: Any, adapter: Path, folder: Path) -> bool:

@@ -122,7 +122,7 @@ def encode(work: Work, *, dataset: str, base: str, language: str, tasks: list[st
     flawed: dict[str, list[str]] = {name: [] for name in encoding.FLAWS}
     for one in samples:
         try:
-            row = encoding.encode(tokenizer, one.prompt, one.answer)
+            row = encoding.encode_sample(tokenizer, one.prompt, one.answer)
             prompt = encoding.render(template, one.prompt, tokenizer.special_tokens_map)
         except InputError as problem:
             refused.append(f"{one.id}: {problem}")

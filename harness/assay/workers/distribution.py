@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.inputs.toolchain import Toolchain
-from assay.measures.divergence import Compared, compare_until_clear, loss_enters_at, share_lost, summarise
+from assay.measures.divergence import Compared, compare_until_clear, loss_enters_at, share_lost, summarise_divergence
 from assay.steps.distribution import (
     Distance,
     FormDistance,
@@ -117,7 +117,7 @@ class Against:
         everything = list(range(len(self.sequences)))
         compared = compare_until_clear(compare, everything, self.clearly_exact) if exact else compare(everything)
         answers = [one for one in compared if one.kind == "task"]
-        distance = Distance(**summarise(compared))
+        distance = Distance(**summarise_divergence(compared))
         self.distances[stage.name.removeprefix("of_")] = distance.kl_mean
         kept = share_lost(answers, self.untrained) if answers else {}
         seconds = round(time.monotonic() - self.began, 3)
@@ -166,7 +166,7 @@ def _reference(
         tokens=sum(len(one.ids) for one in sequences),
         longest_sequence_tokens=max(len(one.ids) for one in sequences),
         scored_tokens=sum(len(one.scored) for one in sequences),
-        base=Distance(**summarise(untrained)) if untrained else None,
+        base=Distance(**summarise_divergence(untrained)) if untrained else None,
         seconds=round(time.monotonic() - started, 3),
     )
     work.reached(MeasureDistribution.reference, facts)

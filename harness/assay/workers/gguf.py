@@ -24,7 +24,7 @@ from assay.inputs.gguf_file import (
     quantization_noise,
     unequal_tensors,
 )
-from assay.inputs.lora import read_lora
+from assay.inputs.lora import read_lora_weights
 from assay.inputs.model_files import end_token_id
 from assay.inputs.toolchain import Toolchain
 from assay.machine import usable_cores
@@ -143,7 +143,7 @@ def _strength(base: Path, adapter: Path, weights: Weights, *, known: bool) -> Ad
     def read(name: str) -> Any:
         return weights.float32(name) if name in held else None
 
-    return AdapterStrength(**strength.facts(tensors, read_lora(adapter, tensors), read))
+    return AdapterStrength(**strength.adapter_strength(tensors, read_lora_weights(adapter, tensors), read))
 
 
 def _load(tools: Toolchain, file: Path) -> F16Load:

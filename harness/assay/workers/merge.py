@@ -10,8 +10,7 @@ from typing import Any
 
 from assay.inputs.checkpoint import read_folder
 from assay.measures import strength
-from assay.measures.merge_replay import examine
-from assay.measures.merge_replay import facts as forensic_facts
+from assay.measures.merge_replay import merge_facts, replay_merge
 from assay.steps.merge import Merge, MergedCheckpoint, MergeDefect, MergeReplay, Saving
 from assay.steps.strength import AdapterStrength
 from assay.workers import Work, host_peak_bytes
@@ -39,8 +38,8 @@ def fold(work: Work, *, base: str, adapter: str) -> None:
     seconds = round(time.monotonic() - started, 3)
     work.reached(Merge.saved, Saving(merge_seconds=seconds, peak_host_bytes=host_peak_bytes()))
     started = time.monotonic()
-    found = examine(Path(base), Path(adapter), checkpoint)
-    facts = forensic_facts(found, checkpoint)
+    found = replay_merge(Path(base), Path(adapter), checkpoint)
+    facts = merge_facts(found, checkpoint)
     work.reached(Merge.compared, MergedCheckpoint(**facts, compare_seconds=round(time.monotonic() - started, 3)))
     work.reached(
         Merge.replayed,
@@ -48,11 +47,11 @@ def fold(work: Work, *, base: str, adapter: str) -> None:
             recipe=found.recipe,
             recipes=dict(found.recipes),
             elements_compared=found.elements,
-            elements_one_ulp_off=found.off_by_one_step,
+            elements_one_ulp_off=found.off_by_one_ulp,
             defects=[MergeDefect(kind=one.kind, where=one.where, detail=one.detail) for one in found.defects],
             notes=found.notes,
         ),
     )
     after = read_folder(checkpoint)
-    measured = strength.facts(read_folder(Path(base)), found.adapter, lambda name: after[name].float32())
+    measured = strength.adapter_strength(read_folder(Path(base)), found.adapter, lambda name: after[name].float32())
     work.reached(Merge.strength, AdapterStrength(**measured))

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from assay.measures.encoding import IGNORED, encode
+from assay.measures.encoding import IGNORED, encode_sample
 
 ANSWER = 48
 """Tokens of its own that the reference answers with where a probe has no reference answer."""
@@ -58,7 +58,7 @@ def from_probes(
             made.append(Sequence(name=name, kind="text", ids=ids, scored=list(range(len(ids) - 1))))
             continue
         if "answer" in probe:
-            encoded = encode(tokenizer, probe["prompt"], probe["answer"])
+            encoded = encode_sample(tokenizer, probe["prompt"], probe["answer"])
             ids, labels = encoded.input_ids[:max_tokens], encoded.labels[:max_tokens]
         else:
             asked, ids = _answered(model, tokenizer, device, probe["prompt"])

@@ -40,7 +40,7 @@ def _wrap_encode(sandbox: Sandbox, encode: Wrapper) -> None:
         NotApplicable: the candidate was trained elsewhere.
     """
     _ = sandbox.data
-    wrap(sandbox, "dataset.encode", "assay.measures.encoding", "encode", encode)
+    wrap(sandbox, "dataset.encode", "assay.measures.encoding", "encode_sample", encode)
 
 
 def _relabel(sandbox: Sandbox, relabel: Relabel) -> None:

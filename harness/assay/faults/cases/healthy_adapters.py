@@ -19,7 +19,7 @@ from assay.faults.edits.models import (
 )
 from assay.faults.edits.sandbox import NotApplicable, Sandbox
 from assay.faults.fault import BASELINE, healthy
-from assay.inputs.lora import CONFIG, read_lora
+from assay.inputs.lora import CONFIG, read_lora_weights
 from assay.workers.tensors import cast
 
 Change = Callable[[str, str, Any], Any]
@@ -85,7 +85,7 @@ def _patterns(sandbox: Sandbox) -> None:
 
 def _modules(sandbox: Sandbox) -> list[str]:
     """The full names of the modules that the adapter changes."""
-    return [low.module for low in read_lora(sandbox.adapter, sandbox.candidate.base.tensors).changes.values()]
+    return [low.module for low in read_lora_weights(sandbox.adapter, sandbox.candidate.base.tensors).changes.values()]
 
 
 def _targets(sandbox: Sandbox, how: str) -> None:

@@ -159,7 +159,7 @@ def killed_for_memory(sandbox: Sandbox) -> None:
 def machine_too_slow(sandbox: Sandbox) -> None:
     """A step takes longer than its deadline."""
     sandbox.options += ["--deadline", "120"]
-    wrap(sandbox, "merge.fold", "assay.workers.merge", "examine", lambda original, *args: time.sleep(1000))
+    wrap(sandbox, "merge.fold", "assay.workers.merge", "replay_merge", lambda original, *args: time.sleep(1000))
 
 
 @fault(Area.MACHINE, first="base_quant_load_ok", cause="library-missing", silent=False)

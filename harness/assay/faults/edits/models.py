@@ -11,7 +11,7 @@ import numpy as np
 
 from assay.faults.edits.files import edit_json
 from assay.faults.edits.sandbox import NotApplicable, Sandbox
-from assay.inputs.lora import CONFIG, WEIGHTS, read_lora
+from assay.inputs.lora import CONFIG, WEIGHTS, read_lora_weights
 from assay.machine import cpu_flags
 from assay.workers.tensors import Edit, edit_checkpoint, edit_tensors
 
@@ -90,7 +90,7 @@ def rewrite_as_dora(sandbox: Sandbox) -> None:
     """
     plain_lora_config(sandbox)
     base = sandbox.candidate.base.tensors
-    lora = read_lora(sandbox.adapter, base)
+    lora = read_lora_weights(sandbox.adapter, base)
 
     def edit(tensors: dict[str, Any]) -> None:
         for weight, low in lora.changes.items():

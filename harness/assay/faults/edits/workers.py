@@ -67,8 +67,8 @@ def before_merging(sandbox: Sandbox, change: Callable[[Any], None]) -> None:
 def after_merging(sandbox: Sandbox, change: Callable[[Path], None]) -> None:
     """Change the merged checkpoint's folder before it is compared with base and adapter."""
 
-    def examine(original: Any, base: Path, adapter: Path, merged: Path) -> Any:
+    def replay_merge(original: Any, base: Path, adapter: Path, merged: Path) -> Any:
         change(merged)
         return original(base, adapter, merged)
 
-    wrap(sandbox, "merge.fold", "assay.workers.merge", "examine", examine)
+    wrap(sandbox, "merge.fold", "assay.workers.merge", "replay_merge", replay_merge)
