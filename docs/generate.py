@@ -101,8 +101,9 @@ class Gates:
         self.sources = {gate.id: read_source(gate) for gate in self.all}
 
     def faults(self, gate: Gate) -> list[Fault]:
-        """The faults that the gate must catch first."""
-        return [fault for fault in FAULTS.values() if fault.first == gate.id]
+        """The faults that the gate must catch first, by module: whatever was imported first, the order is the same."""
+        found = [fault for fault in FAULTS.values() if fault.first == gate.id]
+        return sorted(found, key=lambda fault: fault.make.__module__)
 
     def raises(self, gate: str, code: str) -> bool:
         """Whether the gate's own source has the code."""
