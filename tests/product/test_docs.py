@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import re
 
-from assay.cli.list import reference
 from assay.gating.gate import read_gates
-from assay.paths import GATES, REPORTS, REPOSITORY
+from assay.paths import GATES, PACKAGE, REPORTS, REPOSITORY
 from assay.record.outcome import Status
 from assay.record.reading import read_run
 from assay.record.rendering import RENDERINGS
 from assay.record.verdict import Verdict
 
+from docs.generate import PAGES, documents
 
-def test_the_gate_reference_is_the_gates_own_words() -> None:
-    made = (REPOSITORY / "docs" / "gates.md").read_text(encoding="utf-8")
-    assert made == reference(read_gates(GATES)), "run `assay list --markdown > docs/gates.md`"
+
+def test_generated_pages_are_what_the_code_gives() -> None:
+    made = documents()
+    assert set(PAGES.iterdir()) == {file for file in made if file.parent == PAGES}, "run `python -m docs.generate`"
+    for file, text in made.items():
+        assert file.read_text(encoding="utf-8") == text, f"{file}: run `python -m docs.generate`"
+
+
+def test_the_page_on_the_rooms_has_each_room() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    assert set(re.findall(r"^\| \[(\w+)\]", text, re.MULTILINE)) == rooms
 
 
 def test_every_gate_says_why_it_matters_and_what_to_do() -> None:
@@ -39,10 +48,11 @@ def test_both_readmes_explain_every_status() -> None:
         )
 
 
-def test_every_file_that_the_readme_links_to_is_there() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (REPOSITORY / link).exists(), link
+def test_every_file_that_a_page_links_to_is_there() -> None:
+    folders = (REPOSITORY, REPOSITORY / "docs", PAGES, REPORTS, REPOSITORY / "train")
+    for page in (page for folder in folders for page in folder.glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page}: {link}"
 
 
 def test_the_example_is_what_the_code_renders_from_its_record() -> None:
