@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from assay.gating.task import TaskComparison
+from assay.measures.divergence import Distance
 from assay.measures.statistics import Shown
-from assay.steps.distribution import Distance, FormDistance, Waterfall
+from assay.measures.strength import AdapterStrength
+from assay.steps.distribution import FormDistance, Waterfall
 from assay.steps.gguf import PromptDifference, PromptParity, SourceParity
-from assay.steps.strength import AdapterStrength
 
 SWALLOWED_BELOW = 0.004
 """‖s·BA‖ / ‖W‖ of a change that is less than a step of bf16: 2⁻⁸ is 0.0039."""

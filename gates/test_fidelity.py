@@ -7,12 +7,13 @@ from assay.gating.evidence import Evidence
 from assay.gating.gate import GateFailed, gate, require, require_none
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter
+from assay.measures.divergence import Distance, TaskShare
+from assay.measures.strength import AdapterStrength
 from assay.steps.adapter import AdapterFiles
 from assay.steps.catalogue import ConvertF16, InspectAdapter, MeasureDistribution, Merge, MountNf4, QuantizeQ4
-from assay.steps.distribution import Distance, FormDistance
+from assay.steps.distribution import FormDistance
 from assay.steps.step import Stage
 from assay.steps.store import Artifact
-from assay.steps.strength import AdapterStrength
 
 STRENGTH = (0.9, 1.1)
 """Where the strength of an adapter lies that was neither lost nor applied twice, in 4 bits or more."""
@@ -262,7 +263,7 @@ def test_nf4_survives(evidence: Evidence, mounted: Artifact, distribution: Measu
     When it fails: deploy in more bits, or train longer or at a higher rate, so that there is more to lose.
     """
     measured = evidence.make(distribution, until=MeasureDistribution.of_nf4)
-    survives(measured.facts(MeasureDistribution.of_nf4), "4-bit with the adapter mounted")
+    survives(measured.facts(MeasureDistribution.of_nf4).task, "4-bit with the adapter mounted")
 
 
 @gate("q4_survives_ok", per="adapter")
@@ -274,15 +275,16 @@ def test_q4_survives(evidence: Evidence, q4: Artifact, distribution: MeasureDist
     When it fails: use Q5_K_M or Q8_0, or deploy the adapter unmerged.
     """
     measured = evidence.make(distribution, until=MeasureDistribution.of_q4)
-    survives(measured.facts(MeasureDistribution.of_q4), "Q4_K_M")
+    survives(measured.facts(MeasureDistribution.of_q4).task, "Q4_K_M")
 
 
-def survives(facts: FormDistance, where: str) -> None:
-    share, interval = facts.share_lost, facts.share_lost_interval
-    if share is None or interval is None:
+def survives(facts: TaskShare | None, where: str) -> None:
+    if facts is None:
+        raise Inconclusive(f"{where}: no answer was compared, so the loss of the fine-tune is not known.")
+    share, (low, high) = facts.share_lost, facts.share_lost_interval
+    if share is None:
         text = f"{where}: training moved the base by nothing at all, so there is no fine-tune to lose"
         raise GateFailed("nothing-trained", text)
-    low, high = interval
     text = (
         f"{where} is {facts.kl_on_task:.3g} nats from the candidate, the bare base {facts.kl_of_base_on_task:.3g}: a "
         f"share of {share:.2f} ({low:.2f} to {high:.2f})"

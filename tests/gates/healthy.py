@@ -15,6 +15,9 @@ from assay.inputs.dataset import read_dataset
 from assay.inputs.prompts import Prompts
 from assay.inputs.toolchain import Toolchain
 from assay.measures.answers import Kind
+from assay.measures.divergence import Distance, TaskShare
+from assay.measures.merge_replay import MergedCheckpoint
+from assay.measures.strength import AdapterStrength
 from assay.paths import GATES, REPOSITORY
 from assay.steps.adapter import AdapterFiles
 from assay.steps.answers import Answer, Generation
@@ -35,7 +38,7 @@ from assay.steps.catalogue import (
     SelfTest,
 )
 from assay.steps.dataset import ClosestPair, DatasetFiles, EncodedSamples
-from assay.steps.distribution import Distance, FormDistance, Reference, RuntimeAnswers, Runtimes, Waterfall
+from assay.steps.distribution import FormDistance, Reference, RuntimeAnswers, Runtimes, Waterfall
 from assay.steps.gguf import (
     Converting,
     F16File,
@@ -47,7 +50,7 @@ from assay.steps.gguf import (
     SourceParity,
     TokenParity,
 )
-from assay.steps.merge import MergedCheckpoint, MergeReplay, Saving
+from assay.steps.merge import MergeReplay, Saving
 from assay.steps.nf4 import BatchGeneration, Forward, Loading, Mounting, Nf4Model
 from assay.steps.runner import Attempt, Runner
 from assay.steps.runtimes import (
@@ -63,7 +66,6 @@ from assay.steps.runtimes import (
 )
 from assay.steps.step import Stage, Step, StepUse
 from assay.steps.store import Artifact
-from assay.steps.strength import AdapterStrength
 
 STRENGTH = AdapterStrength(
     strength=0.99,
@@ -88,11 +90,13 @@ FORM = FormDistance(
         flips_to_wrong=1,
         flips_to_right=1,
     ),
-    kl_on_task=0.1,
-    kl_of_base_on_task=2.0,
-    share_lost=0.05,
-    share_lost_interval=(0.04, 0.06),
-    task_sequences=17,
+    task=TaskShare(
+        kl_on_task=0.1,
+        kl_of_base_on_task=2.0,
+        share_lost=0.05,
+        share_lost_interval=(0.04, 0.06),
+        task_sequences=17,
+    ),
 )
 RUNTIME = RuntimeAnswers(
     answers=2, answer_tokens=200, tokens_not_greedy=1, nats_from_greedy=1e-4, nats_from_greedy_at_most=0.01
@@ -224,7 +228,6 @@ HEALTHY: dict[Stage[Any], Facts] = {
         tensors_not_finite=[],
         largest_absolute_value=9.0,
         largest_absolute_value_in="w",
-        compare_seconds=1.0,
     ),
     Merge.replayed: MergeReplay(
         recipe="rounded once",
@@ -232,6 +235,7 @@ HEALTHY: dict[Stage[Any], Facts] = {
         elements_compared=1000,
         elements_one_ulp_off=0,
         defects=[],
+        compare_seconds=1.0,
         notes=[],
     ),
     Merge.strength: STRENGTH,

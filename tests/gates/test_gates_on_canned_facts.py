@@ -63,6 +63,11 @@ def distance(**changed: Any) -> dict[str, Any]:
     return {"distance": {**FORM.distance.model_dump(), **changed}}
 
 
+def task(**changed: Any) -> dict[str, Any]:
+    assert FORM.task is not None
+    return {"task": {**FORM.task.model_dump(), **changed}}
+
+
 STRENGTHS: list[tuple[str, Stage[Any]]] = [
     ("merged_strength_ok", Merge.strength),
     ("f16_strength_ok", ConvertF16.strength),
@@ -212,8 +217,8 @@ BROKEN: list[tuple[str, Stage[Any], dict[str, Any], str]] = [
         for form, stage in {"nf4": MeasureDistribution.of_nf4, "q4": MeasureDistribution.of_q4}.items()
         for what, changed, code in (
             ("distribution", distance(perplexity_ratio_interval=[2.1, 3.0]), "another-model"),
-            ("survives", {"share_lost_interval": [0.6, 1.4]}, "fine-tune-lost"),
-            ("survives", {"share_lost": None}, "nothing-trained"),
+            ("survives", task(share_lost_interval=[0.6, 1.4]), "fine-tune-lost"),
+            ("survives", task(share_lost=None), "nothing-trained"),
         )
     ],
 ]
@@ -293,8 +298,9 @@ def test_thoughts_alone_fail_if_the_model_ended_there_and_cannot_be_judged_if_it
 @pytest.mark.parametrize(
     ("gate", "stage", "changed", "sentence"),
     [
-        ("q4_survives_ok", MeasureDistribution.of_q4, {"share_lost_interval": [0.4, 0.6]}, "17 answers"),
+        ("q4_survives_ok", MeasureDistribution.of_q4, task(share_lost_interval=[0.4, 0.6]), "17 answers"),
         ("q4_distribution_ok", MeasureDistribution.of_q4, distance(perplexity_ratio_interval=[1.5, 2.5]), "20 seq"),
+        ("q4_survives_ok", MeasureDistribution.of_q4, {"task": None}, "no answer was compared"),
         ("q4_strength_ok", QuantizeQ4.strength, {"adapter_relative_size": 0.0}, "no plain LoRA"),
         ("q4_strength_ok", QuantizeQ4.strength, {"measured": False}, "is not known here"),
         ("gguf_parity_ok", ConvertF16.parity, {"layout_is_modelled": False}, "is not known here"),

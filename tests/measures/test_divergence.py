@@ -92,11 +92,11 @@ def test_what_is_clearly_exact_after_a_few_sequences_is_not_fed_the_others(
 
 def test_a_summary_counts_tokens_and_draws_sequences() -> None:
     told = summarise_divergence([sequence("a", [0.1] * 10), sequence("b", [0.3] * 30, [True] * 15 + [False] * 15)])
-    assert told["kl_mean"] == pytest.approx(0.25)
-    assert told["kl_mean_interval"] == [pytest.approx(0.1), pytest.approx(0.3)]
-    assert (told["flips_to_wrong"], told["flips_to_right"]) == (15, 0)
-    assert told["top1_agreement"] == pytest.approx(25 / 40)
-    assert told["perplexity_ratio"] == pytest.approx(np.exp(0.25), rel=1e-4)
+    assert told.kl_mean == pytest.approx(0.25)
+    assert told.kl_mean_interval == pytest.approx((0.1, 0.3))
+    assert (told.flips_to_wrong, told.flips_to_right) == (15, 0)
+    assert told.top1_agreement == pytest.approx(25 / 40)
+    assert told.perplexity_ratio == pytest.approx(np.exp(0.25), rel=1e-4)
     with pytest.raises(InputError, match="No sequence"):
         summarise_divergence([])
 
@@ -106,7 +106,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     random, held = np.random.default_rng(1), 0
     for trial in range(200):
         rows = [sequence(str(at), (random.gamma(2, 0.25) + random.normal(0, 0.01, 20)).tolist()) for at in range(25)]
-        low, high = summarise_divergence(rows, seed=trial)["kl_mean_interval"]
+        low, high = summarise_divergence(rows, seed=trial).kl_mean_interval
         held += low <= 0.5 <= high
     assert 178 <= held <= 199
 
@@ -115,8 +115,8 @@ def test_a_fine_tune_is_lost_when_deployment_moves_it_as_far_as_training_did() -
     base = [sequence(str(at), [1.0] * 10) for at in range(9)]
     for moved, share in ((0.05, 0.05), (1.0, 1.0)):
         told = share_lost([sequence(str(at), [moved] * 10) for at in range(9)], base)
-        assert told["share_lost"] == pytest.approx(share, rel=1e-4)
-    assert share_lost(base, [sequence(str(at), [0.0] * 10) for at in range(9)])["share_lost"] is None
+        assert told.share_lost == pytest.approx(share, rel=1e-4)
+    assert share_lost(base, [sequence(str(at), [0.0] * 10) for at in range(9)]).share_lost is None
     with pytest.raises(InputError, match="No answer"):
         share_lost(base, [sequence("other", [1.0])])
 
@@ -190,4 +190,4 @@ def test_the_mean_kl_agrees_with_llama_perplexity_to_two_percent(ggufs: tuple[Pa
     assert len(windows) >= 3
     reference = [torch.log_softmax(rows, dim=-1) for rows in of_gguf(tools, f16, 512)(windows)]
     rows = zip(windows, reference, of_gguf(tools, q4, 512)(windows), strict=True)
-    assert summarise_divergence([compared(*row) for row in rows])["kl_mean"] == pytest.approx(MEAN_KL, rel=0.02)
+    assert summarise_divergence([compared(*row) for row in rows]).kl_mean == pytest.approx(MEAN_KL, rel=0.02)

@@ -130,8 +130,8 @@ def test_a_random_change_of_equal_size_is_in_no_file(base: Base, adapters: dict[
     checkpoint_with(base, adapters["style"], 1, tmp_path / "model.safetensors")
     file, lora = read_folder(tmp_path), read_lora_weights(adapters["style"], base.tensors)
     told = adapter_strength(base.tensors, lora, lambda name: file[name].float32())
-    assert told["strength"] == pytest.approx(1, abs=0.01)
-    assert abs(told["strength_of_random_adapter"]) < 0.02
+    assert told.strength == pytest.approx(1, abs=0.01)
+    assert abs(told.strength_of_random_adapter) < 0.02
     for low, twin in zip(lora.changes.values(), lora.randomized().changes.values(), strict=True):
         sizes = [float(np.linalg.norm(left @ right)) for left, right in (low.factors(), twin.factors())]
         assert sizes[0] == pytest.approx(sizes[1], rel=1e-3)

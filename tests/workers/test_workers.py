@@ -16,7 +16,7 @@ from assay.gating.evidence import Evidence
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter, Candidate
 from assay.inputs.toolchain import find_toolchain
-from assay.measures.merge_replay import merge_facts, replay_merge
+from assay.measures.merge_replay import MergedCheckpoint, merge_facts, replay_merge
 from assay.steps.catalogue import ConvertF16, Merge, QuantizeQ4
 from assay.steps.runner import Runner
 from assay.steps.store import Store
@@ -182,7 +182,7 @@ def test_a_base_that_computes_nan_fails_to_load(base: Base, bench: Runner, tmp_p
         judge("base_quant_load_ok", bench, candidate=candidate)
 
 
-def forensics(base: Base, adapter_folder: Path, merged: Path) -> dict[str, Any]:
+def forensics(base: Base, adapter_folder: Path, merged: Path) -> MergedCheckpoint:
     return merge_facts(replay_merge(base.path, adapter_folder, merged), merged)
 
 
@@ -204,8 +204,8 @@ def test_a_checkpoint_is_compared_tensor_by_tensor(
         values[3] = bits
 
     told = forensics(base, adapter_folder, copy_with(base, tmp_path / "merged", name, change))
-    assert told[fact] == seen
-    assert len(told["targeted_unchanged"]) == len(SHAPES), "a copy of the base has nothing merged in"
+    assert getattr(told, fact) == seen
+    assert len(told.targeted_unchanged) == len(SHAPES), "a copy of the base has nothing merged in"
 
 
 def test_a_checkpoint_that_lacks_a_tensor_or_has_one_more_is_seen(
@@ -216,4 +216,4 @@ def test_a_checkpoint_that_lacks_a_tensor_or_has_one_more_is_seen(
     assert content.count(b'"model.norm.weight"') == 1
     (folder / "model.safetensors").write_bytes(content.replace(b'"model.norm.weight"', b'"model.nurm.weight"'))
     told = forensics(base, adapter_folder, folder)
-    assert (told["tensors_missing"], told["tensors_extra"]) == (["model.norm.weight"], ["model.nurm.weight"])
+    assert (told.tensors_missing, told.tensors_extra) == (["model.norm.weight"], ["model.nurm.weight"])

@@ -76,7 +76,7 @@ class Examination:
                 return candidate.base
             return find_base(candidate.base_spec, candidate.revision, candidate.folder, offline=True)
         except AssayError as problem:
-            return None if "not to be had from the hub" in str(problem) and not self.in_run else problem
+            return None if problem.code == "not-on-hub" and not self.in_run else problem
 
     @property
     def base(self) -> Base | None:

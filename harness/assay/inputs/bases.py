@@ -132,7 +132,8 @@ def from_hub(repository: str, revision: str | None, patterns: list[str], *, offl
         where = f"{repository}@{revision}" if revision else repository
         raise InputError(
             f"{where}: not to be had from the hub ({type(problem).__name__}: {first}). Check the id, log in with "
-            "`hf auth login` if the repository is gated, or download it and name its folder."
+            "`hf auth login` if the repository is gated, or download it and name its folder.",
+            code="not-on-hub",
         ) from None
 
 

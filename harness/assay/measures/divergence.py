@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from assay.errors import InputError
+from assay.facts import Facts, Interval, Nats, Share, Tokens
 from assay.measures.statistics import CONFIDENCE
 
 Sums = NDArray[np.float64]
@@ -44,6 +44,47 @@ class Compared:
     """The same of the reference."""
 
 
+class Distance(Facts):
+    """How far a model is from the reference on the same tokens. Intervals are at 95 %, by bootstrap over sequences."""
+
+    sequences: int
+    """Sequences that every form is fed."""
+    scored_tokens: Tokens
+    """Positions compared."""
+    kl_mean: Nats
+    """Mean of KL(reference‖model)."""
+    kl_mean_interval: Interval
+    kl_median: Nats
+    kl_p99: Nats
+    kl_max: Nats
+    top1_agreement: Share
+    """Positions at which both put the same token first."""
+    top1_agreement_interval: Interval
+    perplexity_ratio: float
+    """The model's perplexity over the reference's."""
+    perplexity_ratio_interval: Interval
+    flips_to_wrong: int
+    """Positions that the reference gets right and the model gets wrong."""
+    flips_to_right: int
+
+
+class TaskShare(Facts):
+    """What deployment costs of the fine-tune, on the task's own answers."""
+
+    kl_on_task: Nats
+    """Mean KL(reference‖deployed)."""
+    kl_of_base_on_task: Nats
+    """Mean KL(reference‖base without the adapter), on the same answers."""
+    share_lost: float | None
+    """kl_on_task over kl_of_base_on_task: at 1 deployment moved the model as far as training had.
+
+    None if training moved nothing."""
+    share_lost_interval: Interval
+    """By bootstrap over answers."""
+    task_sequences: int
+    """Answers that the share is computed from."""
+
+
 def compare_until_clear(
     compare: Callable[[list[int]], list[Compared]], places: list[int], clear_below: float
 ) -> list[Compared]:
@@ -58,12 +99,12 @@ def compare_until_clear(
     """
     first = places[::-FIRST_OF]
     compared = compare(first)
-    if summarise_divergence(compared)["kl_mean_interval"][1] >= clear_below:
+    if summarise_divergence(compared).kl_mean_interval[1] >= clear_below:
         compared += compare([at for at in places if at not in first])
     return compared
 
 
-def summarise_divergence(sequences: Sequence[Compared], seed: int = 0) -> dict[str, Any]:
+def summarise_divergence(sequences: Sequence[Compared], seed: int = 0) -> Distance:
     """Distances over all scored tokens, with 95 % bootstrap intervals.
 
     The bootstrap draws whole sequences, because the tokens of one sequence depend on each other.
@@ -79,24 +120,24 @@ def summarise_divergence(sequences: Sequence[Compared], seed: int = 0) -> dict[s
         dtype=np.float64,
     )
     count, kl_sum, agreed, loss_added = rows.sum(axis=0)
-    return {
-        "sequences": len(sequences),
-        "scored_tokens": int(count),
-        "kl_mean": _rounded(kl_sum / count),
-        "kl_mean_interval": _interval(rows, lambda sums: sums[1] / sums[0], seed),
-        "kl_median": _rounded(float(np.median(kl))),
-        "kl_p99": _rounded(float(np.quantile(kl, 0.99))),
-        "kl_max": _rounded(float(kl.max())),
-        "top1_agreement": _rounded(agreed / count),
-        "top1_agreement_interval": _interval(rows, lambda sums: sums[2] / sums[0], seed),
-        "perplexity_ratio": _rounded(float(np.exp(loss_added / count))),
-        "perplexity_ratio_interval": _interval(rows, lambda sums: np.exp(sums[3] / sums[0]), seed),
-        "flips_to_wrong": int(sum((one.reference_right & ~one.right).sum() for one in sequences)),
-        "flips_to_right": int(sum((one.right & ~one.reference_right).sum() for one in sequences)),
-    }
+    return Distance(
+        sequences=len(sequences),
+        scored_tokens=int(count),
+        kl_mean=_rounded(kl_sum / count),
+        kl_mean_interval=_interval(rows, lambda sums: sums[1] / sums[0], seed),
+        kl_median=_rounded(float(np.median(kl))),
+        kl_p99=_rounded(float(np.quantile(kl, 0.99))),
+        kl_max=_rounded(float(kl.max())),
+        top1_agreement=_rounded(agreed / count),
+        top1_agreement_interval=_interval(rows, lambda sums: sums[2] / sums[0], seed),
+        perplexity_ratio=_rounded(float(np.exp(loss_added / count))),
+        perplexity_ratio_interval=_interval(rows, lambda sums: np.exp(sums[3] / sums[0]), seed),
+        flips_to_wrong=int(sum((one.reference_right & ~one.right).sum() for one in sequences)),
+        flips_to_right=int(sum((one.right & ~one.reference_right).sum() for one in sequences)),
+    )
 
 
-def share_lost(deployed: Sequence[Compared], base: Sequence[Compared], seed: int = 0) -> dict[str, Any]:
+def share_lost(deployed: Sequence[Compared], base: Sequence[Compared], seed: int = 0) -> TaskShare:
     """How far deployment moved the fine-tuned model, as a share of how far training had moved the base.
 
     The share is KL(candidate‖deployed) / KL(candidate‖base) on the same answers: at 1, deployment moved the model as
@@ -111,13 +152,13 @@ def share_lost(deployed: Sequence[Compared], base: Sequence[Compared], seed: int
         raise InputError("No answer was scored in both models, so they cannot be compared.")
     rows = np.array([[one.kl.sum(), other.kl.sum(), one.kl.size] for one, other in pairs], dtype=np.float64)
     moved, trained, count = rows.sum(axis=0)
-    return {
-        "kl_on_task": _rounded(moved / count),
-        "kl_of_base_on_task": _rounded(trained / count),
-        "share_lost": _rounded(moved / trained) if trained else None,
-        "share_lost_interval": _interval(rows, lambda sums: sums[0] / np.maximum(sums[1], 1e-12), seed),
-        "task_sequences": len(pairs),
-    }
+    return TaskShare(
+        kl_on_task=_rounded(moved / count),
+        kl_of_base_on_task=_rounded(trained / count),
+        share_lost=_rounded(moved / trained) if trained else None,
+        share_lost_interval=_interval(rows, lambda sums: sums[0] / np.maximum(sums[1], 1e-12), seed),
+        task_sequences=len(pairs),
+    )
 
 
 def loss_enters_at(distances: dict[str, float]) -> str | None:
@@ -135,7 +176,7 @@ def loss_enters_at(distances: dict[str, float]) -> str | None:
     return max(added, key=lambda stage: added[stage]) if added else None
 
 
-def _interval(rows: Sums, statistic: Callable[[Sums], Sums], seed: int) -> list[float]:
+def _interval(rows: Sums, statistic: Callable[[Sums], Sums], seed: int) -> tuple[float, float]:
     """95 % percentile bootstrap interval of a statistic of column sums.
 
     Args:
@@ -144,7 +185,8 @@ def _interval(rows: Sums, statistic: Callable[[Sums], Sums], seed: int) -> list[
     """
     if len(rows) == 1:
         # Every resample of a single row is that row; scipy refuses it.
-        return [_rounded(float(statistic(rows[0])))] * 2
+        only = _rounded(float(statistic(rows[0])))
+        return only, only
     # scipy takes a second to import.
     from scipy.stats import bootstrap
 
@@ -159,7 +201,8 @@ def _interval(rows: Sums, statistic: Callable[[Sums], Sums], seed: int) -> list[
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return [_rounded(float(end)) for end in found.confidence_interval]
+    low, high = found.confidence_interval
+    return _rounded(float(low)), _rounded(float(high))
 
 
 def _rounded(value: float) -> float:

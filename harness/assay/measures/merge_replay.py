@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from assay.errors import InputError
+from assay.facts import Bytes, Facts
 from assay.inputs.checkpoint import Tensor, all_finite_max, read_folder
 from assay.inputs.lora import LoraWeights, LowRankChange, read_lora_weights
 from assay.inputs.model_files import compare_files
@@ -234,8 +235,39 @@ class _Replay:
         self.found.defects.append(Defect(kind=kind, where=where, detail=detail))
 
 
-def merge_facts(found: MergeFindings, merged: Path) -> dict[str, Any]:
-    """The facts of the merged checkpoint beside base and adapter (`assay.steps.merge.MergedCheckpoint`), by name."""
+class MergedCheckpoint(Facts):
+    """The merged checkpoint against the base and the adapter. Lists hold names of tensors."""
+
+    tensors: int
+    """Tensors in the checkpoint."""
+    parameters: int
+    """Weights in the checkpoint."""
+    checkpoint_bytes: Bytes
+    """Size of all tensors."""
+    dtypes: list[str]
+    """As safetensors spells them."""
+    tensors_missing: list[str]
+    """Tensors of the base that the checkpoint lacks."""
+    tensors_extra: list[str]
+    """Tensors of the checkpoint that the base lacks."""
+    tensors_targeted: int
+    """Tensors that the adapter changes."""
+    targeted_unchanged: list[str]
+    """Tensors that the adapter changes and that are still the base's, in whole or in part."""
+    targeted_without_effect: list[str]
+    """Tensors that the adapter targets with a lora_B of zero."""
+    others_changed: list[str]
+    """Tensors that the adapter does not touch and that are not the base's."""
+    tensors_not_finite: list[str]
+    """Tensors that hold NaN or inf."""
+    largest_absolute_value: float
+    """Largest finite absolute value of any weight."""
+    largest_absolute_value_in: str
+    """The tensor that holds it."""
+
+
+def merge_facts(found: MergeFindings, merged: Path) -> MergedCheckpoint:
+    """The merged checkpoint beside base and adapter."""
     lora, after = found.adapter, read_folder(merged)
     kinds: dict[str, list[str]] = {}
     for defect in found.defects:
@@ -250,18 +282,18 @@ def merge_facts(found: MergeFindings, merged: Path) -> dict[str, Any]:
             largest, where = peak, name
     others = [d.where for d in found.defects if d.where in after and d.where not in lora.touched and d.kind != "extra"]
     unchanged = [where for kind in ("absent", "partly applied") for where in kinds.get(kind, [])]
-    return {
-        "tensors": len(after),
-        "parameters": sum(int(np.prod(tensor.shape)) for tensor in after.values()),
-        "checkpoint_bytes": sum(tensor.nbytes for tensor in after.values()),
-        "dtypes": sorted(found.dtypes),
-        "tensors_missing": kinds.get("missing", []),
-        "tensors_extra": kinds.get("extra", []),
-        "tensors_targeted": len(lora.touched),
-        "targeted_unchanged": sorted(unchanged),
-        "targeted_without_effect": without_effect,
-        "others_changed": sorted(others),
-        "tensors_not_finite": not_finite,
-        "largest_absolute_value": largest,
-        "largest_absolute_value_in": where,
-    }
+    return MergedCheckpoint(
+        tensors=len(after),
+        parameters=sum(int(np.prod(tensor.shape)) for tensor in after.values()),
+        checkpoint_bytes=sum(tensor.nbytes for tensor in after.values()),
+        dtypes=sorted(found.dtypes),
+        tensors_missing=kinds.get("missing", []),
+        tensors_extra=kinds.get("extra", []),
+        tensors_targeted=len(lora.touched),
+        targeted_unchanged=sorted(unchanged),
+        targeted_without_effect=without_effect,
+        others_changed=sorted(others),
+        tensors_not_finite=not_finite,
+        largest_absolute_value=largest,
+        largest_absolute_value_in=where,
+    )

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.facts import Facts
 from assay.inputs.checkpoint import Tensor
 from assay.inputs.lora import LoraWeights, LowRankChange
 
@@ -128,17 +128,36 @@ def weakest_layers(strength: Strength, adapter: str, expected: float = 1.0, coun
     return [f"{name} {g:.2f}" for name, g in sorted(known, key=lambda one: -abs(one[1] - expected))[:count]]
 
 
+class AdapterStrength(Facts):
+    """The strength ⟨W' − W, s·BA⟩ / ⟨s·BA, s·BA⟩ of the adapter in a file: 1 is right, 0 absent, 2 applied twice."""
+
+    measured: bool = True
+    """Whether this architecture's layout is known, so that the file's tensors can be read."""
+    strength: float = 0.0
+    """Pooled over all layers."""
+    strength_standard_error: float = 0.0
+    """Standard error of the pooled strength."""
+    strength_of_random_adapter: float = 0.0
+    """Strength of a random change of equal size: the control, which should be 0."""
+    strength_by_layer_median: float | None = None
+    """Median over layers."""
+    strength_furthest_layers: tuple[str, ...] = ()
+    """The layers whose strength is furthest from 1, with the strength."""
+    adapter_relative_size: float = 0.0
+    """‖s·BA‖ / ‖W‖ over the tensors that the adapter changes; 0 if the adapter is no plain LoRA."""
+
+
 def adapter_strength(
     base: dict[str, Tensor], lora: LoraWeights, read: Callable[[str], Floats | None]
-) -> dict[str, Any]:
-    """The facts of one adapter in one file, with a random change of equal size as the control."""
+) -> AdapterStrength:
+    """The strength of one adapter in one file, with a random change of equal size as the control."""
     strength = measure_strengths(base, {"": lora, "random": lora.randomized()}, read)
     layers = [row[""] for row in strength.layers.values()]
-    return {
-        "strength": round(strength.pooled[""], 5),
-        "strength_standard_error": round(strength.error[""], 6),
-        "strength_of_random_adapter": round(strength.pooled["random"], 5),
-        "strength_by_layer_median": round(float(np.median(layers)), 5) if layers else None,
-        "strength_furthest_layers": weakest_layers(strength, ""),
-        "adapter_relative_size": round(strength.relative_size[""], 6),
-    }
+    return AdapterStrength(
+        strength=round(strength.pooled[""], 5),
+        strength_standard_error=round(strength.error[""], 6),
+        strength_of_random_adapter=round(strength.pooled["random"], 5),
+        strength_by_layer_median=round(float(np.median(layers)), 5) if layers else None,
+        strength_furthest_layers=tuple(weakest_layers(strength, "")),
+        adapter_relative_size=round(strength.relative_size[""], 6),
+    )

@@ -134,7 +134,7 @@ def comparison(run: Run) -> list[dict[str, Any]]:
         for form, size, ran, name in forms:
             far = of(f"{name}_distribution_ok") if name else {}
             # Nested in version 2: a form that was not measured has no distance.
-            distance = {**far, **(far.get("distance") or {})}
+            distance = {**far, **(far.get("distance") or {}), **(far.get("task") or {})}
             if distance or ran:
                 rows.append({"adapter": adapter, "form": form, "bytes": size, "ran": ran, "distance": distance})
     return rows

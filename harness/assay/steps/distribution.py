@@ -4,37 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from assay.facts import Bytes, Facts, Interval, Nats, Seconds, Share, Tokens, TokensPerSecond
+from assay.facts import Bytes, Facts, Nats, Seconds, Tokens, TokensPerSecond
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter
 from assay.inputs.toolchain import Toolchain
+from assay.measures.divergence import Distance, TaskShare
 from assay.steps.nf4 import TORCH
 from assay.steps.step import Stage, Step
 from assay.steps.store import Artifact
-
-
-class Distance(Facts):
-    """How far a model is from the reference on the same tokens. Intervals are at 95 %, by bootstrap over sequences."""
-
-    sequences: int
-    """Sequences that every form is fed."""
-    scored_tokens: Tokens
-    """Positions compared."""
-    kl_mean: Nats
-    """Mean of KL(reference‖model)."""
-    kl_mean_interval: Interval
-    kl_median: Nats
-    kl_p99: Nats
-    kl_max: Nats
-    top1_agreement: Share
-    """Positions at which both put the same token first."""
-    top1_agreement_interval: Interval
-    perplexity_ratio: float
-    """The model's perplexity over the reference's."""
-    perplexity_ratio_interval: Interval
-    flips_to_wrong: int
-    """Positions that the reference gets right and the model gets wrong."""
-    flips_to_right: int
 
 
 class FormDistance(Facts):
@@ -44,16 +21,8 @@ class FormDistance(Facts):
     """Whether there is such a form; its own gates say why not."""
     distance: Distance | None = None
     """Distance from the reference; None if not measured."""
-    kl_on_task: Nats | None = None
-    """Mean KL on the task's own answers; None if there are none."""
-    kl_of_base_on_task: Nats | None = None
-    """Mean KL of the base without the adapter, on the same answers."""
-    share_lost: float | None = None
-    """kl_on_task over kl_of_base_on_task: at 1 deployment moved the model as far as training had."""
-    share_lost_interval: Interval | None = None
-    """Interval of the share, by bootstrap over answers."""
-    task_sequences: int | None = None
-    """Answers that the share is computed from."""
+    task: TaskShare | None = None
+    """What the distance costs on the task's own answers; None if there are none."""
     seconds: Seconds = 0.0
     """Time that the stage took."""
 

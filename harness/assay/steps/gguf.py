@@ -9,10 +9,10 @@ from assay.files import Part
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter
 from assay.inputs.toolchain import Toolchain
+from assay.measures.strength import AdapterStrength
 from assay.steps.nf4 import TORCH
 from assay.steps.step import Stage, Step
 from assay.steps.store import Artifact
-from assay.steps.strength import AdapterStrength
 
 F16, Q4 = "model-f16.gguf", "model-q4_k_m.gguf"
 """Names of the files in the artifacts of `ConvertF16` and `QuantizeQ4`."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from assay.facts import Bytes, Facts, Seconds
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter
+from assay.measures.merge_replay import MergedCheckpoint
+from assay.measures.strength import AdapterStrength
 from assay.steps.nf4 import TORCH
 from assay.steps.step import Stage, Step
-from assay.steps.strength import AdapterStrength
 
 
 class Saving(Facts):
@@ -19,39 +20,6 @@ class Saving(Facts):
     """Time to load, merge and save."""
     peak_host_bytes: Bytes
     """Peak resident memory of the process."""
-
-
-class MergedCheckpoint(Facts):
-    """The merged checkpoint against the base and the adapter. Lists hold names of tensors."""
-
-    tensors: int
-    """Tensors in the checkpoint."""
-    parameters: int
-    """Weights in the checkpoint."""
-    checkpoint_bytes: Bytes
-    """Size of all tensors."""
-    dtypes: list[str]
-    """As safetensors spells them."""
-    tensors_missing: list[str]
-    """Tensors of the base that the checkpoint lacks."""
-    tensors_extra: list[str]
-    """Tensors of the checkpoint that the base lacks."""
-    tensors_targeted: int
-    """Tensors that the adapter changes."""
-    targeted_unchanged: list[str]
-    """Tensors that the adapter changes and that are still the base's, in whole or in part."""
-    targeted_without_effect: list[str]
-    """Tensors that the adapter targets with a lora_B of zero."""
-    others_changed: list[str]
-    """Tensors that the adapter does not touch and that are not the base's."""
-    tensors_not_finite: list[str]
-    """Tensors that hold NaN or inf."""
-    largest_absolute_value: float
-    """Largest finite absolute value of any weight."""
-    largest_absolute_value_in: str
-    """The tensor that holds it."""
-    compare_seconds: Seconds
-    """Time that the comparison took."""
 
 
 class MergeDefect(Facts):
@@ -81,6 +49,8 @@ class MergeReplay(Facts):
     """Weights that differ from the procedure's by one unit in the last place."""
     defects: list[MergeDefect]
     """What is wrong with the checkpoint, most important first."""
+    compare_seconds: Seconds
+    """Time that replay and comparison took."""
     notes: list[str]
     """What is unusual and no defect."""
 

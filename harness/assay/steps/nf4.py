@@ -8,10 +8,10 @@ from assay.facts import Bytes, Facts, Seconds, TokensPerSecond
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter
 from assay.inputs.prompts import Prompts
+from assay.measures.strength import AdapterStrength
 from assay.steps.answers import Generation
 from assay.steps.step import Stage, Step
 from assay.steps.store import Artifact
-from assay.steps.strength import AdapterStrength
 
 TORCH = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
 """Distributions that a step with a model in transformers depends on."""

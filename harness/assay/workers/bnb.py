@@ -18,9 +18,9 @@ from assay.inputs.lora import read_lora_weights
 from assay.measures import strength
 from assay.measures.answers import classify
 from assay.measures.sizing import Shapes, bytes_nf4
+from assay.measures.strength import AdapterStrength
 from assay.steps.answers import Answer, Generation
 from assay.steps.nf4 import Forward, Loading, LoadNf4, Mounting, MountNf4, Nf4Model
-from assay.steps.strength import AdapterStrength
 from assay.workers import Work, read_prompts
 from assay.workers.model import end_tokens, load_nf4, peaks
 from assay.workers.shapes import build
@@ -222,7 +222,7 @@ def _strength(model: Any, base: Path, adapter: Path) -> AdapterStrength:
             whole = weight.float() if state is None else dequantize_4bit(weight.data, state).float()
             return (whole + module.get_delta_weight("candidate").float()).cpu().numpy()
 
-    return AdapterStrength(**strength.adapter_strength(tensors, read_lora_weights(adapter, tensors), read))
+    return strength.adapter_strength(tensors, read_lora_weights(adapter, tensors), read)
 
 
 def _mount_zero_twin(model: Any, adapter: Path, folder: Path) -> bool:

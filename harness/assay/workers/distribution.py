@@ -14,7 +14,6 @@ from typing import Any
 from assay.inputs.toolchain import Toolchain
 from assay.measures.divergence import Compared, compare_until_clear, loss_enters_at, share_lost, summarise_divergence
 from assay.steps.distribution import (
-    Distance,
     FormDistance,
     MeasureDistribution,
     Reference,
@@ -117,11 +116,11 @@ class Against:
         everything = list(range(len(self.sequences)))
         compared = compare_until_clear(compare, everything, self.clearly_exact) if exact else compare(everything)
         answers = [one for one in compared if one.kind == "task"]
-        distance = Distance(**summarise_divergence(compared))
+        distance = summarise_divergence(compared)
         self.distances[stage.name.removeprefix("of_")] = distance.kl_mean
-        kept = share_lost(answers, self.untrained) if answers else {}
+        task = share_lost(answers, self.untrained) if answers else None
         seconds = round(time.monotonic() - self.began, 3)
-        self.work.reached(stage, FormDistance(distance=distance, **kept, seconds=seconds))
+        self.work.reached(stage, FormDistance(distance=distance, task=task, seconds=seconds))
         self.began = time.monotonic()
 
     def skip(self, stage: Stage[FormDistance]) -> None:
@@ -166,7 +165,7 @@ def _reference(
         tokens=sum(len(one.ids) for one in sequences),
         longest_sequence_tokens=max(len(one.ids) for one in sequences),
         scored_tokens=sum(len(one.scored) for one in sequences),
-        base=Distance(**summarise_divergence(untrained)) if untrained else None,
+        base=summarise_divergence(untrained) if untrained else None,
         seconds=round(time.monotonic() - started, 3),
     )
     work.reached(MeasureDistribution.reference, facts)

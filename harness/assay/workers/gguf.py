@@ -29,6 +29,7 @@ from assay.inputs.model_files import end_token_id
 from assay.inputs.toolchain import Toolchain
 from assay.machine import usable_cores
 from assay.measures import strength
+from assay.measures.strength import AdapterStrength
 from assay.steps.gguf import (
     F16,
     Q4,
@@ -42,7 +43,6 @@ from assay.steps.gguf import (
     Quantizing,
     SourceParity,
 )
-from assay.steps.strength import AdapterStrength
 from assay.workers import Problem, Work, call
 from assay.workers.llama import dequantizer, gguf_facts, import_gguf, import_llama_cpp
 
@@ -143,7 +143,7 @@ def _strength(base: Path, adapter: Path, weights: Weights, *, known: bool) -> Ad
     def read(name: str) -> Any:
         return weights.float32(name) if name in held else None
 
-    return AdapterStrength(**strength.adapter_strength(tensors, read_lora_weights(adapter, tensors), read))
+    return strength.adapter_strength(tensors, read_lora_weights(adapter, tensors), read)
 
 
 def _load(tools: Toolchain, file: Path) -> F16Load:

@@ -11,8 +11,7 @@ from typing import Any
 from assay.inputs.checkpoint import read_folder
 from assay.measures import strength
 from assay.measures.merge_replay import merge_facts, replay_merge
-from assay.steps.merge import Merge, MergedCheckpoint, MergeDefect, MergeReplay, Saving
-from assay.steps.strength import AdapterStrength
+from assay.steps.merge import Merge, MergeDefect, MergeReplay, Saving
 from assay.workers import Work, host_peak_bytes
 
 _OWN = re.compile(r"config\.json$|.*\.safetensors\.index\.json$")
@@ -39,8 +38,7 @@ def fold(work: Work, *, base: str, adapter: str) -> None:
     work.reached(Merge.saved, Saving(merge_seconds=seconds, peak_host_bytes=host_peak_bytes()))
     started = time.monotonic()
     found = replay_merge(Path(base), Path(adapter), checkpoint)
-    facts = merge_facts(found, checkpoint)
-    work.reached(Merge.compared, MergedCheckpoint(**facts, compare_seconds=round(time.monotonic() - started, 3)))
+    work.reached(Merge.compared, merge_facts(found, checkpoint))
     work.reached(
         Merge.replayed,
         MergeReplay(
@@ -49,9 +47,10 @@ def fold(work: Work, *, base: str, adapter: str) -> None:
             elements_compared=found.elements,
             elements_one_ulp_off=found.off_by_one_ulp,
             defects=[MergeDefect(kind=one.kind, where=one.where, detail=one.detail) for one in found.defects],
+            compare_seconds=round(time.monotonic() - started, 3),
             notes=found.notes,
         ),
     )
     after = read_folder(checkpoint)
     measured = strength.adapter_strength(read_folder(Path(base)), found.adapter, lambda name: after[name].float32())
-    work.reached(Merge.strength, AdapterStrength(**measured))
+    work.reached(Merge.strength, measured)
