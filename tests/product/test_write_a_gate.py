@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow(seconds=90)
 PLACES = {
     "1": ("gates/test_gguf.py", '\n\n@gate("llama_cli_smoke_ok"'),
     "2": ("gates/policy.toml", "llama_cli_smoke_ok ="),
-    "3": ("tests/gates/test_gates_on_canned_facts.py", '    ("llama_cli_smoke_ok",'),
+    "3": ("tests/gates/test_gates_on_canned_facts.py", '\n    ("llama_cli_smoke_ok",'),
     "4 fault": ("harness/assay/faults/cases/quantizations.py", None),
     "4 cause": ("gates/causes.toml", None),
 }
@@ -40,7 +40,7 @@ def put(repository: Path, place: str, snippet: str) -> None:
         file.write_text(f"{text.rstrip()}\n\n\n{snippet}", encoding="utf-8")
         return
     at = text.index(before)
-    snippet = f"    {snippet.strip()},\n" if place == "3" else f"\n\n{snippet.rstrip()}\n" if place == "1" else snippet
+    snippet = f"\n    {snippet.strip()}," if place == "3" else f"\n\n{snippet.rstrip()}\n" if place == "1" else snippet
     file.write_text(text[:at] + snippet + text[at:], encoding="utf-8")
 
 
