@@ -96,6 +96,7 @@ def test_adapters_that_were_trained_elsewhere_have_no_training() -> None:
 
 def test_what_cannot_be_read_of_a_candidate_is_null(candidate: Candidate) -> None:
     described = describe_candidate(candidate)
+    assert described.adapters == {"style": "adapter_style"}, "no path of the machine that judged"
     assert described.digests == {"base": None, "style": candidate.adapters[0].digest}
     assert forecast_of(candidate) is None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -114,9 +115,16 @@ def describe_candidate(candidate: Candidate) -> CandidateRecord:
         name=candidate.name,
         base=candidate.base_spec,
         revision=candidate.revision,
-        adapters={adapter.name: adapter.source for adapter in candidate.adapters},
+        adapters={adapter.name: _source(adapter, candidate) for adapter in candidate.adapters},
         digests={"base": _digest(candidate), **{adapter.name: _digest(adapter) for adapter in candidate.adapters}},
     )
+
+
+def _source(adapter: Adapter, candidate: Candidate) -> str:
+    """Where the adapter is: within the candidate's folder if it lies there, so that a record can be passed on."""
+    source = Path(adapter.source)
+    inside = candidate.trained_here and source.is_relative_to(candidate.folder)
+    return str(source.relative_to(candidate.folder)) if inside else adapter.source
 
 
 def forecast_of(candidate: Candidate) -> Forecast | None:
