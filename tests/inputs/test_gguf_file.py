@@ -207,7 +207,9 @@ def test_a_thinking_switch_that_llama_cpp_does_not_see_is_off_there_and_on_in_tr
     made: dict[str, Artifact], tmp_path: Path
 ) -> None:
     facts = compared_prompts(made, thoughts_by_another_name, tmp_path)
-    told = facts["prompts_rendered_differently"]
-    assert all("llama.cpp" in one and "</think>" in one for one in told)
-    assert "system turn" in [one.split(":")[0] for one in told]
-    assert not any(one.startswith("thinking ") for one in told), "where it is set, all three agree"
+    differ = facts["prompts_rendered_differently"]
+    assert {one["runtime"] for one in differ} == {"llama.cpp"}
+    assert all("</think>" in one["transformers"] + one["other"] for one in differ)
+    dialogs = {one["dialog"] for one in differ}
+    assert "system turn" in dialogs
+    assert not any(dialog.startswith("thinking ") for dialog in dialogs), "where it is set, all three agree"
