@@ -24,15 +24,15 @@ UNIT = "not slow and not needs_toolchain"
 def environment(session: nox.Session) -> Path:
     """The environment with everything but the toolchain, installed once for what these two files say."""
     files = [HERE / "pyproject.toml", HERE / "constraints.txt"]
-    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files) + str(HERE).encode()).hexdigest()
+    expected = hashlib.sha256(b"".join(file.read_bytes() for file in files) + str(HERE).encode()).hexdigest()
     folder = HERE / ".nox" / "assay"
     stamp = folder / "installed"
     python = folder / "bin" / "python"
-    if not stamp.exists() or stamp.read_text() != wanted:
+    if not stamp.exists() or stamp.read_text() != expected:
         session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True)
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         session.run(*install, "-e", f"{HERE}[all]", "-c", str(HERE / "constraints.txt"), external=True)
-        stamp.write_text(wanted)
+        stamp.write_text(expected)
     return python
 
 

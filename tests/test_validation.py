@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from tests.samples import write_run
 from train.recipe import RECIPES, read_recipe
 
-NAME = "a name of at most 64 lower-case letters, digits and _, since gate ids contain it"
+NAME = "a name of at most 64 lower-case letters, digits and _, and not `base`, since gate ids contain it"
 TEXTS = "a non-empty list, each entry a non-empty string"
 LORA = "rank, alpha, dropout, targets, last_blocks"
 RECIPE = (
@@ -270,6 +270,7 @@ def test_a_folder_and_a_missing_file_are_no_candidates(tmp_path: Path) -> None:
         (["style"], "--adapter 'style': expected NAME=FOLDER_OR_HUB_ID, as in --adapter style=./adapter_style."),
         (["a=x/y", "a=x/z"], "--adapter 'a=x/z': the name 'a' is given twice; expected another name."),
         (["A-1=x/y"], f"--adapter 'A-1=x/y': the name is 'A-1'; expected {NAME}."),
+        (["base=x/y"], f"--adapter 'base=x/y': the name is 'base'; expected {NAME}."),
         ([], "A candidate needs at least one adapter: --adapter NAME=FOLDER_OR_HUB_ID."),
     ],
 )

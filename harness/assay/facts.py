@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -33,10 +34,16 @@ class Facts(BaseModel):
     def describe(cls) -> dict[str, dict[str, str]]:
         """Each field's description and unit, for a record that explains itself."""
         return {
-            name: {"description": " ".join((field.description or "").split()), "unit": _unit(field.metadata)}
+            name: {
+                "description": " ".join((field.description or "").split()),
+                "unit": _unit(field.annotation, field.metadata),
+            }
             for name, field in cls.model_fields.items()
         }
 
 
-def _unit(metadata: list[Any]) -> str:
-    return next((one.name for one in metadata if isinstance(one, Unit)), "")
+def _unit(kind: Any, metadata: Iterable[Any]) -> str:
+    """The unit of a type or, as in `Seconds | None` and `dict[str, Bytes]`, of one of its parts; empty without one."""
+    own = [one.name for one in metadata if isinstance(one, Unit)]
+    parts = [_unit(part, getattr(part, "__metadata__", ())) for part in get_args(kind)]
+    return next((name for name in own + parts if name), "")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from assay import paths
+from assay.facts import Bytes, Facts, Seconds
 from assay.gating.causes import known_stages
 from assay.steps import step
 
@@ -37,3 +38,12 @@ def test_code_that_judges_or_shows_results_is_not(file: str, tmp_path: Path, mon
 def test_every_fact_says_what_it_is(id: str) -> None:
     described = known_stages()[id].facts.describe()
     assert [name for name, one in described.items() if not one["description"]] == []
+
+
+def test_a_unit_is_found_inside_a_type() -> None:
+    class Sample(Facts):
+        load: Seconds | None
+        sizes: dict[str, Bytes]
+        name: str | None
+
+    assert {name: one["unit"] for name, one in Sample.describe().items()} == {"load": "s", "sizes": "bytes", "name": ""}

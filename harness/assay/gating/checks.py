@@ -33,24 +33,24 @@ TORCH_WITH_CUDA = "https://download.pytorch.org/whl/cu130"
 
 def versions(examination: Examination) -> Iterator[Finding]:
     """The installed libraries are those of the verified set."""
-    wanted = dict(re.findall(r"^([\w.-]+)==(\S+)", paths.CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE))
+    expected = dict(re.findall(r"^([\w.-]+)==(\S+)", paths.CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE))
     others = []
     for name in LIBRARIES:
         try:
             seen = version(name)
         except PackageNotFoundError:
-            text = f"{name} is not installed; {wanted.get(name, 'some version')} is expected"
+            text = f"{name} is not installed; {expected.get(name, 'some version')} is expected"
             fix = "pip install -e '.[all]' -c constraints.txt"
             yield Finding(check="versions", level=Level.FAILS, text=text, fix=fix, gate="base_quant_load_ok")
             continue
-        if name in wanted and seen.partition("+")[0] != wanted[name]:
-            others.append(f"{name} {seen} (verified: {wanted[name]})")
+        if name in expected and seen.partition("+")[0] != expected[name]:
+            others.append(f"{name} {seen} (verified: {expected[name]})")
     if others:
         fix = "pip install -e '.[all]' -c constraints.txt"
         text = f"not the verified versions: {', '.join(others)}"
         yield Finding(check="versions", level=Level.NOTE, text=text, fix=fix)
     else:
-        text = ", ".join(f"{name} {wanted[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
+        text = ", ".join(f"{name} {expected[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
         yield Finding(check="versions", level=Level.FINE, text=text)
 
 
@@ -126,7 +126,7 @@ def ends(examination: Examination) -> Iterator[Finding]:
     """The tokenizer's end token is one that ends an answer when served."""
     if examination.base is None:
         return
-    wanted = end_token_id(examination.base.path)
+    expected = end_token_id(examination.base.path)
     named: Any = None
     for name in ("generation_config.json", "config.json"):
         file = examination.base.path / name
@@ -134,11 +134,11 @@ def ends(examination: Examination) -> Iterator[Finding]:
     served: set[Any] = set(named) if isinstance(named, list) else {named}
     if named is None:
         text = "neither generation_config.json nor config.json names an end token"
-        fix = f'"eos_token_id": {wanted if wanted is not None else "ID"}   # in generation_config.json'
+        fix = f'"eos_token_id": {expected if expected is not None else "ID"}   # in generation_config.json'
         yield Finding(check="ends", level=Level.FAILS, text=text, fix=fix, gate="<adapter>_generate_non_empty")
-    elif wanted is not None and wanted not in served:
-        text = f"answers end at {sorted(served)}, the tokenizer's eos_token is {wanted}: they may run to the limit"
-        fix = f'"eos_token_id": {wanted}   # in generation_config.json'
+    elif expected is not None and expected not in served:
+        text = f"answers end at {sorted(served)}, the tokenizer's eos_token is {expected}: they may run to the limit"
+        fix = f'"eos_token_id": {expected}   # in generation_config.json'
         yield Finding(check="ends", level=Level.NOTE, text=text, fix=fix)
     else:
         yield Finding(check="ends", level=Level.FINE, text=f"answers end at {sorted(served)}")

@@ -44,7 +44,7 @@ class Finding:
     check: str
     level: Level
     text: str
-    """What was seen, and what was wanted."""
+    """What was seen, and what was expected."""
     fix: str = ""
     gate: str | None = None
     """The gate that it foretells."""

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from assay.validation import FileModel, Text, matching
 
-ADAPTER_NAME = r"[a-z0-9][a-z0-9_]{0,63}"
-ADAPTER_NAME_IN_WORDS = "a name of at most 64 lower-case letters, digits and _, since gate ids contain it"
+ADAPTER_NAME = r"(?!base$)[a-z0-9][a-z0-9_]{0,63}"
+ADAPTER_NAME_IN_WORDS = (
+    "a name of at most 64 lower-case letters, digits and _, and not `base`, since gate ids contain it"
+)
 AdapterName = Annotated[str, matching(ADAPTER_NAME, ADAPTER_NAME_IN_WORDS)]
 
 
