@@ -7,6 +7,7 @@ under the same paths, in `assay/_data`; what is made then goes to the current di
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import platformdirs
@@ -24,6 +25,22 @@ REPORTS = _OUTPUT / "reports"
 TRAINED = _OUTPUT / "train" / "out"
 """Where `python -m train` puts its candidates."""
 QUICKSTART = TRAINED / "quickstart" / "candidate.json"
+
+_SAME_COMMANDS = (
+    (r"nox -s gates( --)?", "assay run"),
+    (r"nox -s (\w+)( --)?", r"assay \1"),
+    (r"python -m train\b", "assay train"),
+    (r"pip install -e '\.(\[\w+\])' -c constraints\.txt", rf"pip install 'WHEEL\1' -c {CONSTRAINTS}"),
+)
+"""A command in a checkout to what it is without one."""
+
+
+def commands_here(text: str) -> str:
+    """The text with the commands that it names as a user types them here: without a checkout there is no nox."""
+    if REPOSITORY == _PACKAGED:
+        for pattern, command in _SAME_COMMANDS:
+            text = re.sub(pattern, command, text)
+    return text
 
 
 def cache() -> Path:

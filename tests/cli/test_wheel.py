@@ -62,6 +62,11 @@ def test_a_wheel_without_a_checkout_lists_judges_and_renders(empty: Empty, tmp_p
     quickstart = here / "train" / "out" / "quickstart" / "candidate.json"
     assert found == f"{package / '__init__.py'} {package / '_data' / 'gates'} {here / 'reports'} {quickstart}"
     assert empty.assay("--version").stdout == f"assay {__version__}\n"
+    nothing = empty.assay("verdict")
+    assert (nothing.returncode, "Run `assay run` first" in nothing.stderr) == (2, True), nothing.stderr
+    fix = "unset ASSAY_LLAMA_CPP && nox -s toolchain; nox -s gates -- --gguf-dtype bf16"
+    typed = empty.python(f"from assay.paths import commands_here; print(commands_here({fix!r}))")
+    assert typed == "unset ASSAY_LLAMA_CPP && assay toolchain; assay run --gguf-dtype bf16"
     listed = empty.assay("list")
     assert (listed.returncode, "quantize_q4_ok" in listed.stdout) == (0, True), listed.stderr
     write_run(empty.folder / "reports" / "good", {"merge_ok": ("primary", Status.PASSED)})

@@ -112,7 +112,7 @@ class Workshop:
 
         where = self.folder / "runs" / run
         given = ["--base", EMBEDDED, "--adapter", f"style={adapter or self.adapter}", "--run", str(where)]
-        given += ["--probes", str(self.adapter.parent / "probes")]
+        given += ["--probes", str(self.adapter.parent / "probes"), "--scored-tokens", "300"]
         chosen = [option for option in options if option.startswith(str(paths.GATES))] or [str(paths.GATES)]
         rest = [option for option in options if option not in chosen]
         command = [sys.executable, "-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider", *given, *rest]

@@ -13,6 +13,7 @@ import typer
 
 from assay import __version__
 from assay.errors import AssayError, Inconclusive
+from assay.paths import commands_here
 
 COMMANDS = {
     "run": "Judge a candidate on every deployment route.",
@@ -77,7 +78,7 @@ def _exiting(command: Callable[..., int]) -> Callable[..., NoReturn]:
         try:
             code = command(**given)
         except (AssayError, OSError) as problem:
-            print(f"assay: {problem}", file=sys.stderr)
+            print(commands_here(f"assay: {problem}"), file=sys.stderr)
             code = 3 if isinstance(problem, Inconclusive) else 2
         raise typer.Exit(code)
 

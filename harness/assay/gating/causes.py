@@ -22,6 +22,7 @@ from assay.errors import InputError
 from assay.facts import Facts
 from assay.files import read_toml
 from assay.gating.task import COMPARED
+from assay.paths import commands_here
 from assay.record.outcome import Diagnosis, Outcome
 from assay.steps.catalogue import stages
 from assay.steps.step import Stage
@@ -115,7 +116,9 @@ class Causes:
             words |= {name: value for name, value in match.groupdict().items() if value is not None}
             evidence.append(f"log: {' '.join(match[0].split())[:160]}")
         words |= {"adapter": outcome.adapter or "NAME", "gate": outcome.gate}
-        texts = {name: Template(getattr(cause, name)).safe_substitute(words) for name in ("cause", "fix")}
+        texts = {
+            name: commands_here(Template(getattr(cause, name)).safe_substitute(words)) for name in ("cause", "fix")
+        }
         return Diagnosis(id=cause.id, link=cause.link, affects=cause.affects, evidence=tuple(evidence), **texts)
 
 

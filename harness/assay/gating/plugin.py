@@ -18,6 +18,7 @@ from assay.gating.evidence import Evidence
 from assay.gating.gate import gate_of
 from assay.gating.options import OPTIONS
 from assay.gating.session import EVIDENCE, GatesSession
+from assay.paths import commands_here
 
 if TYPE_CHECKING:
     from assay.inputs.candidate import Candidate
@@ -50,7 +51,7 @@ def use_gates(config: pytest.Config, folder: Path) -> None:
     try:
         session = config.stash[SESSION] = GatesSession.start(config, folder)
     except (AssayError, OSError) as problem:
-        raise pytest.UsageError(str(problem)) from None
+        raise pytest.UsageError(commands_here(str(problem))) from None
     if session.writes:
         config.pluginmanager.register(Recorder(session), "assay-recorder")
 

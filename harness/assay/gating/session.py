@@ -216,8 +216,8 @@ def _candidate(config: pytest.Config) -> Candidate:
     candidate = chosen_candidate(*(config.getoption(name) for name in names))
     if candidate is None:
         raise InputError(
-            f"{paths.QUICKSTART}: not found. Train it with `nox -s train`, or name a candidate: --candidate FILE, or "
-            "--base BASE --adapter NAME=FOLDER_OR_HUB_ID."
+            f"{paths.QUICKSTART}: not found. Train it with `nox -s train -- quickstart`, or name a candidate: "
+            "--candidate FILE, or --base BASE --adapter NAME=FOLDER_OR_HUB_ID."
         )
     return candidate
 
