@@ -40,6 +40,10 @@ WHERE_CAUSES_ARE = (
     "Each code with its causes of [causes.toml](../../gates/causes.toml). `$name` stands for a fact or a detail of the "
     "failure."
 )
+FIRST = (
+    "A loud fault makes a tool or a library say so; of a silent one every program ends with exit code 0. "
+    "[Coverage](../coverage.md) has what the gate catches after another gate."
+)
 BEGIN, END = "<!-- rooms: begin -->", "<!-- rooms: end -->"
 """What `docs/architecture.md` has around the graph of the rooms."""
 
@@ -148,8 +152,8 @@ class Gates:
         ]
 
     @cached_property
-    def prerequisites(self) -> dict[str, str]:
-        """Fixture of `gates/conftest.py` to the id of the gate that must have passed."""
+    def prerequisites(self) -> dict[str, tuple[str, bool]]:
+        """Fixture of `gates/conftest.py` to the gate that must have passed, or of which a part must have."""
         by_function = {gate.body.__name__: gate.id for gate in self.all}
         found = {}
         for node in ast.parse((GATES / "conftest.py").read_text(encoding="utf-8")).body:
@@ -157,7 +161,7 @@ class Gates:
                 function, *_ = node.value.args
                 of = [ast.literal_eval(one.value) for one in node.value.keywords if one.arg == "of"]
                 for name in node.targets:
-                    found[ast.unparse(name)] = of[0] if of else by_function[ast.unparse(function)]
+                    found[ast.unparse(name)] = (of[0], False) if of else (by_function[ast.unparse(function)], True)
         return found
 
 
@@ -185,7 +189,8 @@ def index(gates: Gates) -> str:
     lines += [
         *("", "## Failures of any gate", ""),
         "A step can end like this whatever it does, and a file can be broken whichever gate reads it first. "
-        f"{WHERE_CAUSES_ARE}",
+        f"{WHERE_CAUSES_ARE} A cause with `Named where a tool's log matches` needs the text of a log beside the code; "
+        "under `any code` the text alone decides.",
         "",
     ]
     for cause in gates.general:
@@ -211,7 +216,7 @@ def gate_page(gate: Gate, gates: Gates) -> str:
         lines.append(
             f"- {_codes(bare)}: no cause is listed. The sentence of the failure says what was seen and expected."
         )
-    lines += ["", "## Faults that it catches first", ""]
+    lines += ["", "## Faults that it catches first", "", FIRST, ""]
     lines += [_fault(fault) for fault in gates.faults(gate)] or ["None."]
     return "\n".join(lines) + "\n"
 
@@ -220,9 +225,11 @@ def _properties(gate: Gate, gates: Gates) -> list[str]:
     by_id = {one.id: one for one in gates.all}
     needs = []
     for name in gate.needs:
-        of = gates.prerequisites.get(name)
-        told = f"[`{of}`]({page(by_id[of])})" if of else f"see [conftest.py]({_link(GATES / 'conftest.py')})"
-        needs.append(f"`{name}` ({told})")
+        if name in gates.prerequisites:
+            id, whole = gates.prerequisites[name]
+            needs.append(f"`{name}` ({'' if whole else 'the first part of '}[`{id}`]({page(by_id[id])}))")
+        else:
+            needs.append(f"`{name}` (see [conftest.py]({_link(GATES / 'conftest.py')}))")
     file, function = gate.test.split("::")
     steps = dict.fromkeys(stage.step for stage in gates.sources[gate.id].stages.values())
     rows = {

@@ -1,182 +1,26 @@
-"""The main job on the real model, whole and broken: which gate fails, what it blocks, and what the release is told.
-
-One adapter with small random weights stands in for a trained one: the base still speaks, and nothing has to be trained.
-"""
+"""The main job on the real model, in whole and in part: which gates pass, fail and wait, and what the verdict is."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from assay import paths
-from assay.gating.gate import read_gates
 from assay.inputs.bases import EMBEDDED, find_base
-from assay.inputs.toolchain import find_toolchain
-from assay.record.outcome import Outcome, Status
-from assay.record.reading import Run, read_run
+from assay.record.outcome import Status
+from assay.record.reading import Run
 from assay.record.verdict import Verdict
-from assay.workers.tensors import edit_checkpoint
 
-from tests.samples import new_cache, write_adapter
+from tests.product.main_job import GATES, LOST, Workshop, assert_one_failure, by_name, of_route, statuses, verdict_code
+from tests.samples import new_cache
 
-pytestmark = [pytest.mark.slow(seconds=380), pytest.mark.needs_toolchain]
-
-GATES = [gate for gate in read_gates(paths.GATES) if gate.per != "dataset" and "training" not in gate.needs]
-"""The gates that judge an adapter of which no training is known."""
-MAKES = {
-    "base": "base_quant_load_ok",
-    "base_nf4": "base_quant_load_ok",
-    "sound_adapter": "adapter_files_ok",
-    "mounted": "<adapter>_lora_mount_ok",
-    "toolchain": "toolchain_ready",
-    "merged": "merge_ok",
-    "f16": "convert_f16_ok",
-    "q4": "quantize_q4_ok",
-    "llama_cli": "llama_cli_smoke_ok",
-    "llama_cpp_python": "llama_cpp_python_smoke_ok",
-}
-"""Prerequisite to the gate that makes it."""
-MEASURED_OF = ("base", "sound_adapter")
-"""What the fixture `distribution` cannot do without; of the forms it measures those that there are."""
-
-
-def of_route(*routes: str) -> set[str]:
-    return {gate.name_for("style") for gate in GATES if gate.route in routes}
-
-
-def behind(id: str) -> set[str]:
-    """The gates that a failure of one blocks, directly or through another."""
-    blocked: set[str] = {id}
-    before: set[str] = set()
-    while blocked != before:
-        before = set(blocked)
-        for gate in GATES:
-            needs = [name for need in gate.needs for name in (MEASURED_OF if need == "distribution" else (need,))]
-            if any(MAKES[need] in blocked for need in needs):
-                blocked.add(gate.id)
-    return {gate.name_for("style") for gate in GATES if gate.id in blocked - {id}}
-
-
-LOST = ["nf4_survives_ok", "q4_survives_ok"]
-"""The stand-in moves the base by next to nothing, so 4 bits move it further: these two say so, and rightly."""
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """A cache of this test session's own, with the user's base and toolchain in it, and something to judge."""
-
-    folder: Path
-    adapter: Path
-
-    @property
-    def cache(self) -> Path:
-        return self.folder / "cache"
-
-    def with_toolchain(self, name: str) -> Workshop:
-        """The same with a copy of the toolchain, to be broken."""
-        copy = Workshop(folder=self.folder / name, adapter=self.adapter)
-        copy.cache.mkdir(parents=True)
-        for shared in ("bases", "store"):
-            (copy.cache / shared).symlink_to(self.cache / shared)
-        toolchain = find_toolchain().path
-        shutil.copytree(toolchain, copy.cache / "toolchains" / toolchain.name, symlinks=True)
-        return copy
-
-    def program(self, name: str) -> Path:
-        return next(self.cache.glob(f"toolchains/*/bin/{name}"))
-
-    def gates(
-        self,
-        run: str,
-        *options: str,
-        adapter: Path | None = None,
-        env: dict[str, str] | None = None,
-        file_bytes: int = resource.RLIM_INFINITY,
-    ) -> tuple[int, Run]:
-        """Run the gates in a process of their own, where no file may be larger; its exit code and the record."""
-
-        def limited() -> None:
-            if file_bytes != resource.RLIM_INFINITY:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-
-        where = self.folder / "runs" / run
-        given = ["--base", EMBEDDED, "--adapter", f"style={adapter or self.adapter}", "--run", str(where)]
-        given += ["--probes", str(self.adapter.parent / "probes"), "--scored-tokens", "300"]
-        chosen = [option for option in options if option.startswith(str(paths.GATES))] or [str(paths.GATES)]
-        rest = [option for option in options if option not in chosen]
-        command = [sys.executable, "-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider", *given, *rest]
-        done = subprocess.run(
-            command,
-            cwd=paths.REPOSITORY,
-            env={**os.environ, "ASSAY_CACHE": str(self.cache), **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=900,
-            preexec_fn=limited,
-        )
-        assert (where / "run.json").exists(), done.stdout + done.stderr
-        return done.returncode, read_run(where)
-
-
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    folder = tmp_path_factory.mktemp("workshop")
-    base = find_base(EMBEDDED)
-    (new_cache(folder / "cache") / "store").mkdir()
-    (folder / "probes").mkdir()
-    # Named as a prompt is: a text and a question may be called the same.
-    shutil.copyfile(paths.GATES / "probes" / "code.txt", folder / "probes" / "capacitor.txt")
-    shapes = {
-        name.removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
-        for name, tensor in base.tensors.items()
-        if "q_proj" in name or "v_proj" in name
-    }
-    return Workshop(folder=folder, adapter=write_adapter(folder / "adapter", shapes, base=EMBEDDED, scale=0.02))
-
-
-@pytest.fixture(scope="session")
-def healthy(workshop: Workshop) -> Run:
-    code, run = workshop.gates("healthy")
-    assert code == 1, [(gate.outcome.gate, gate.outcome.reason) for gate in run.gates]
-    return run
-
-
-def by_name(outcome: Outcome) -> dict[str, Any]:
-    return {name: fact for facts in outcome.facts.values() for name, fact in facts.items()}
-
-
-def statuses(run: Run) -> dict[str, Status]:
-    return {gate.expected.gate: gate.outcome.status for gate in run.gates}
-
-
-def verdict_code(run: Run) -> int:
-    """What `assay verdict` says, as CI asks it."""
-    return subprocess.run([sys.executable, "-m", "assay", "verdict", str(run.folder)], capture_output=True).returncode
-
-
-def assert_one_failure(run: Run, failed: str, reason: str) -> None:
-    """Exactly one gate failed, the ones behind it are blocked by it by name, every other one passed."""
-    seen, blocked = statuses(run), behind(failed)
-    lost = set(LOST) - blocked
-    assert {gate for gate, status in seen.items() if status is Status.FAILED} == {failed, *lost}
-    assert {gate for gate, status in seen.items() if status is Status.BLOCKED} == blocked
-    assert {gate for gate, status in seen.items() if status is Status.PASSED} == set(seen) - {failed, *lost, *blocked}
-    for gate in run.gates:
-        if gate.outcome.status is Status.BLOCKED:
-            assert gate.outcome.blocked_by == failed
-        if gate.outcome.gate == failed:
-            assert reason in gate.outcome.reason
+pytestmark = [pytest.mark.slow(seconds=300), pytest.mark.needs_toolchain]
 
 
 def test_a_healthy_candidate_passes_and_a_fine_tune_too_small_for_4_bits_is_told(healthy: Run) -> None:
@@ -242,141 +86,6 @@ def test_an_adapter_with_nan_fails_its_mount_and_holds(
     assert_one_failure(run, "adapter_files_ok", "1 of 120 tensors in ")
     assert run.verdict is Verdict.HOLD
     assert verdict_code(run) == 1
-
-
-def test_a_llama_quantize_that_does_nothing_fails_the_toolchain_and_only_warns(
-    workshop: Workshop, healthy: Run
-) -> None:
-    broken = workshop.with_toolchain("false")
-    shutil.copyfile("/bin/false", broken.program("llama-quantize"))
-    _, run = broken.gates("false")
-    assert_one_failure(
-        run,
-        "toolchain_ready",
-        "llama-quantize ended with exit code 1",
-    )
-    assert run.verdict is Verdict.RELEASE_WITH_WARNINGS
-    assert verdict_code(run) == 0
-
-
-def only_for_the_self_test(program: Path, otherwise: str) -> None:
-    """A program that works on the self-test model and does something else on the real model."""
-    real = program.with_name(f"real-{program.name}")
-    program.rename(real)
-    program.write_text(f'#!/bin/sh\ncase "$*" in *self-test*|--version) exec "{real}" "$@";; esac\n{otherwise}\n')
-    program.chmod(0o755)
-
-
-def test_the_three_failures_of_the_thesis_are_one_failure_and_two_blocked(workshop: Workshop, healthy: Run) -> None:
-    broken = workshop.with_toolchain("partial")
-    leaves_half = 'for file; do case "$file" in *q4_k_m.gguf) echo half > "$file";; esac; done\n'
-    only_for_the_self_test(
-        broken.program("llama-quantize"), f"{leaves_half}echo 'tensor x has invalid data' >&2; exit 1"
-    )
-    _, run = broken.gates("partial")
-    assert_one_failure(run, "quantize_q4_ok", "tensor x has invalid data")
-    assert not list(broken.cache.glob("store/gguf.quantize*.part"))
-
-
-def assert_explained(run: Run, failed: str, cause: str, fix: str) -> None:
-    """The report names the cause first, with a fix to paste, and says what waits behind it."""
-    gate = next(gate for gate in run.gates if gate.expected.gate == failed)
-    assert [finding.id for finding in gate.outcome.causes][:1] == [cause], gate.outcome.reason
-    assert fix in gate.outcome.causes[0].fix
-    html = (run.folder / "report.html").read_text()
-    assert html.index("Not tested, because this gate blocks them") < html.index("<h2>Gates</h2>")
-    said = subprocess.run([sys.executable, "-m", "assay", "explain", str(run.folder)], capture_output=True, text=True)
-    assert gate.outcome.causes[0].fix in said.stdout
-
-
-THESIS = ["quantize_q4_ok", "llama_cli_smoke_ok", "llama_cpp_python_smoke_ok"]
-"""What failed in the thesis, and nobody found out why."""
-
-
-def thesis(run: Run) -> list[Status]:
-    return [statuses(run)[gate] for gate in THESIS]
-
-
-def test_the_three_failures_from_a_program_that_does_not_run(workshop: Workshop, healthy: Run) -> None:
-    broken = workshop.with_toolchain("libraries")
-    for library in broken.program("llama-quantize").parent.glob("libllama*.so*"):
-        library.unlink()
-    _, run = broken.gates("libraries", "-k", "gguf")
-    assert thesis(run) == [Status.BLOCKED] * 3
-    assert_explained(run, "toolchain_ready", "tool-library-missing", "nox -s toolchain")
-    assert thesis(healthy) == [Status.PASSED] * 3, "with the toolchain that the fix builds"
-
-
-def test_the_three_failures_from_versions_that_differ(workshop: Workshop, healthy: Run) -> None:
-    broken = workshop.with_toolchain("skew")
-    binding = broken.program("llama-cli").parents[1] / "python" / "llama_cpp" / "__init__.py"
-    binding.write_text(binding.read_text() + '\n__version__ = "0.2.90"\n')
-    _, run = broken.gates("skew", "-k", "gguf")
-    assert thesis(run) == [Status.BLOCKED] * 3
-    assert_explained(run, "toolchain_ready", "tool-version-skew", "unset ASSAY_LLAMA_CPP && nox -s toolchain")
-
-
-def test_the_three_failures_from_a_disk_that_is_full(workshop: Workshop, healthy: Run) -> None:
-    """Merging and converting just fitted: what they made is there, and no larger file can be written."""
-    full = Workshop(folder=workshop.folder / "full", adapter=workshop.adapter)
-    (new_cache(full.cache) / "store").mkdir()
-    behind = ("gguf.quantize", "smoke", "distribution")
-    for slot in (workshop.cache / "store").iterdir():
-        if slot.is_dir() and not slot.name.startswith(behind):
-            (full.cache / "store" / slot.name).symlink_to(slot)
-    limit = 20_000_000
-    _, run = full.gates("full", "-k", "gguf", file_bytes=limit)
-    assert thesis(run) == [Status.FAILED, Status.BLOCKED, Status.BLOCKED]
-    assert_explained(run, "quantize_q4_ok", "disk-full", "ASSAY_CACHE=/larger/disk")
-    assert not list(full.cache.glob("store/gguf.quantize*.part"))
-    _, run = full.gates("roomy", "-k", "gguf")
-    assert thesis(run) == [Status.PASSED] * 3, "on a disk with room for it, as the fix says"
-
-
-def test_the_three_failures_from_a_value_beyond_f16_pass_in_bf16(
-    workshop: Workshop, healthy: Run, tmp_path: Path
-) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
-    for file in find_base(EMBEDDED).path.iterdir():
-        (base / file.name).symlink_to(file)
-
-    def edit(tensors: dict[str, Any]) -> None:
-        # A weight of a channel that is switched off: the model is the same but for one channel of 1536.
-        tensors["model.layers.0.mlp.gate_proj.weight"][0] = 0
-        tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 1e5
-
-    edit_checkpoint(base, edit)
-    given = ["--base", str(base), "--trained-on", EMBEDDED, "-k", "gguf"]
-    _, run = workshop.gates("beyond", *given)
-    assert thesis(run) == [Status.BLOCKED] * 3
-    assert_explained(run, "merge_ok", "overflows-f16", "nox -s gates -- --gguf-dtype bf16")
-    _, run = workshop.gates("in bf16", *given, "--gguf-dtype", "bf16")
-    assert thesis(run) == [Status.PASSED] * 3
-
-
-def test_a_quantizer_that_reports_success_and_writes_nothing_fails(workshop: Workshop, healthy: Run) -> None:
-    broken = workshop.with_toolchain("nothing")
-    only_for_the_self_test(broken.program("llama-quantize"), "exit 0")
-    _, run = broken.gates("nothing")
-    assert_one_failure(run, "quantize_q4_ok", "model-q4_k_m.gguf")
-
-
-def test_a_quantizer_that_writes_another_type_fails(workshop: Workshop, healthy: Run) -> None:
-    broken = workshop.with_toolchain("other")
-    real = broken.program("llama-quantize").with_name("real-llama-quantize")
-    only_for_the_self_test(broken.program("llama-quantize"), f'exec "{real}" "$1" "$2" Q8_0 "$4"')
-    _, run = broken.gates("other")
-    assert_one_failure(run, "quantize_q4_ok", "the file says MOSTLY_Q8_0")
-
-
-def test_an_error_of_llama_cli_with_exit_code_0_fails_its_smoke_alone(workshop: Workshop, healthy: Run) -> None:
-    broken = workshop.with_toolchain("cli")
-    only_for_the_self_test(
-        broken.program("llama-cli"), "echo 'Error: request (631 tokens) exceeds the available context size'"
-    )
-    _, run = broken.gates("cli")
-    assert_one_failure(run, "llama_cli_smoke_ok", "Error: request (631 tokens) exceeds")
 
 
 @pytest.mark.parametrize(
