@@ -25,8 +25,6 @@ def judge_all(runner: FaultRunner, cases: list[Case], jobs: int) -> Iterator[Cas
         jobs: how many to judge at a time, at most one per core.
     """
     prepare()
-    first, *others = cases
-    yield runner.judge(first)
     # A case holds functions, which cannot be sent to a process: the pool's processes know the runner, and get a name.
     global _runner
     _runner = runner
@@ -37,7 +35,10 @@ def judge_all(runner: FaultRunner, cases: list[Case], jobs: int) -> Iterator[Cas
         shares.put(cores[job::jobs])
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork"), initializer=_take_share, initargs=(shares,)) as pool:
         try:
-            for done in as_completed([pool.submit(_judge, one.name) for one in others]):
+            first, *others = [one.name for one in cases]
+            # On a share of the cores, too: what depends on their number is reused only where it is the same.
+            yield pool.submit(_judge, first).result()
+            for done in as_completed([pool.submit(_judge, name) for name in others]):
                 yield done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
