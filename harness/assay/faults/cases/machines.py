@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import runpy
 import shutil
 import signal
 import sys
@@ -176,8 +177,14 @@ def library_missing(sandbox: Sandbox) -> None:
 def driver_does_not_match(sandbox: Sandbox) -> None:
     """bitsandbytes has no build for this machine's CUDA."""
 
+    # In a file of an installed library: what Assay's own code raises is Assay's own crash.
+    library = sandbox.folder / "site-packages" / "cextension.py"
+    library.parent.mkdir()
+    message = "CUDA Setup failed despite GPU being available. Please run python -m bitsandbytes"
+    library.write_text(f"raise RuntimeError({message!r})\n", encoding="utf-8")
+
     def load(original: Any, *args: Any) -> Any:
-        raise RuntimeError("CUDA Setup failed despite GPU being available. Please run python -m bitsandbytes")
+        return runpy.run_path(str(library))
 
     wrap(sandbox, "bnb.load", "assay.workers.bnb", "load_nf4", load)
 
