@@ -115,7 +115,7 @@ def file_unknown_to_the_binding(sandbox: Sandbox) -> None:
     """The binding is older than the converter and does not know the architecture."""
 
     def create(original: Any, self: Any, model_path: str, *args: Any, **given: Any) -> Any:
-        copy = shutil.copyfile(model_path, "copy.gguf")
+        copy = shutil.copyfile(model_path, f"copy-of-{Path(model_path).name}")
         _name_another_architecture(Path(copy))
         return original(self, copy, *args, **given)
 
