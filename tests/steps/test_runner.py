@@ -21,6 +21,7 @@ import pytest
 from assay.errors import StepFailed
 from assay.inputs.bases import Base
 from assay.inputs.candidate import Adapter
+from assay.process import Finished
 from assay.steps.catalogue import InspectAdapter, Merge
 from assay.steps.runner import Runner
 from assay.steps.step import Step, StepUse
@@ -124,6 +125,22 @@ def test_a_failure_says_why_and_is_remembered_for_its_run_only(tmp_path: Path, s
     with pytest.raises(StepFailed):
         second.make(broken)
     assert not [path for path in (tmp_path / "store").iterdir() if path.suffix != ".lock"], "nothing half-made is left"
+
+
+def test_a_merge_that_is_killed_after_a_stage_keeps_no_stage(tmp_path: Path, step: InspectAdapter) -> None:
+    """Its checkpoint is gone: a conversion of it would read a folder that is not there."""
+    merge = Merge(base=cast(Base, step.base), adapter=step.adapter)
+
+    def killed(part: Path, deadline_seconds: float) -> Finished:
+        saved = {"saved": {"merge_seconds": 1.0, "peak_host_bytes": 1}}
+        (part / "stages.json").write_text(json.dumps(saved), encoding="utf-8")
+        return Finished(exit_code=-9, timed_out=False, seconds=1.0, peak_rss_bytes=1)
+
+    of = runner(tmp_path, "one")
+    of.execute = killed
+    with pytest.raises(StepFailed, match=r"merge\.fold style ended after 'saved', exit code -9") as failed:
+        of.make(merge, until=Merge.saved)
+    assert failed.value.code == "killed"
 
 
 def test_a_step_that_hangs_is_killed_and_told_so(tmp_path: Path, step: InspectAdapter) -> None:

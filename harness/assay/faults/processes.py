@@ -96,7 +96,7 @@ def _run_script(command: list[str]) -> str:
     Raises:
         Problem: it ended with another exit code than 0.
     """
-    from assay.workers import Problem
+    from assay.workers import refuse_failure
 
     def script() -> int:
         sys.argv = command
@@ -111,11 +111,11 @@ def _run_script(command: list[str]) -> str:
         return 0
 
     print("$ python " + " ".join(command), flush=True)
+    deadline_seconds = 3600.0
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "log.txt"
-        done = process.fork(script, cwd=Path.cwd(), log=log, deadline_seconds=3600)
+        done = process.fork(script, cwd=Path.cwd(), log=log, deadline_seconds=deadline_seconds)
         output, tail = log.read_text(encoding="utf-8", errors="replace"), process.last_lines(log, 6)
     print(output, flush=True)
-    if done.exit_code:
-        raise Problem(f"{Path(command[0]).name} ended with exit code {done.exit_code}:\n{tail}")
+    refuse_failure(Path(command[0]).name, done, tail or "It printed nothing.", deadline_seconds)
     return output

@@ -183,6 +183,7 @@ class ConvertF16(Step):
     worker = "gguf.convert"
     packages = (*TORCH, "numpy", "sentencepiece")
     on_device = True
+    makes_model = True
     converted = Stage(Converting)
     compared = Stage(F16File)
     parity = Stage(SourceParity)
@@ -206,6 +207,7 @@ class QuantizeQ4(Step):
 
     worker = "gguf.quantize"
     packages = ("numpy",)
+    makes_model = True
     quantized = Stage(Quantizing)
     inspected = Stage(Q4File)
     noise = Stage(QuantizationNoise)

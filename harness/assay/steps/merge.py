@@ -61,6 +61,7 @@ class Merge(Step):
 
     worker = "merge.fold"
     packages = TORCH
+    makes_model = True
     saved = Stage(Saving)
     compared = Stage(MergedCheckpoint)
     replayed = Stage(MergeReplay)

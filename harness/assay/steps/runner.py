@@ -106,7 +106,8 @@ class Runner:
     def make(self, step: Step, until: Stage[Any] | None = None) -> Artifact:
         """The step's artifact, made now if nobody has.
 
-        With `until`, a step that failed later than that stage still counts as made: its facts up to there stand.
+        With `until`, a step that failed later than that stage still counts as made: its facts up to there stand. Not
+        so where later steps need its files.
 
         Raises:
             StepFailed: the step did not get there. A failure is remembered for the rest of the run, not longer.
@@ -153,7 +154,8 @@ class Runner:
         )
         expected = step.stages[: step.stages.index(until) + 1] if until else step.stages
         problem = None
-        if failure is not None and not all(stage.name in artifact.stages for stage in expected):
+        stands = until is not None and not step.makes_model
+        if failure is not None and not (stands and all(stage.name in artifact.stages for stage in expected)):
             problem = Failure.model_validate(failure).exception(step, log)
         return Attempt(artifact=artifact, use=use, problem=problem)
 

@@ -66,6 +66,8 @@ class Step:
     """Whether the result depends on this machine's processor or GPU (speed, memory, kernels)."""
     holds_model: ClassVar[bool] = True
     """Whether the step reads a whole model. Where the machine has no room for a model, no such step begins."""
+    makes_model: ClassVar[bool] = False
+    """Whether later steps read the files that it writes. Of such a step that failed, no stage stands: they are gone."""
     deadline_seconds: ClassVar[float] = 3600.0
 
     def __init_subclass__(cls) -> None:

@@ -77,16 +77,28 @@ def call(command: list[str], *, env: dict[str, str] | None = None, deadline_seco
         output = log.read_bytes().decode(errors="replace")
         print(output, f"[{name}: exit code {done.exit_code}, {done.seconds:.2f} s]", flush=True)
         tail = process.last_lines(log, 6) or "It printed nothing."
+    refuse_failure(name, done, tail, deadline_seconds)
+    return output
+
+
+def refuse_failure(tool: str, done: process.Finished, tail: str, deadline_seconds: float) -> None:
+    """Say how a tool ended that did not end well.
+
+    Args:
+        tail: its last lines.
+
+    Raises:
+        Problem: it hung, or it ended with an exit code other than 0.
+    """
     if done.timed_out:
         raise Problem(
-            f"{name} hung: killed after {deadline_seconds:.0f} s. It last printed:\n{tail}",
+            f"{tool} hung: killed after {deadline_seconds:.0f} s. It last printed:\n{tail}",
             code="hung",
-            tool=name,
+            tool=tool,
             seconds=f"{deadline_seconds:.0f}",
         )
     if done.exit_code != 0:
         # A shell that starts the tool says 128 + the signal.
         signal = -done.exit_code if done.exit_code < 0 else done.exit_code - 128
         code = _SIGNALS.get(signal, "tool-failed")
-        raise Problem(f"{name} ended with exit code {done.exit_code}:\n{tail}", code=code, tool=name)
-    return output
+        raise Problem(f"{tool} ended with exit code {done.exit_code}:\n{tail}", code=code, tool=tool)

@@ -125,7 +125,7 @@ def pre_tokenizer_unknown_to_the_converter(sandbox: Sandbox) -> None:
     file.write_text("\n".join(lines), encoding="utf-8")
 
 
-@fault(Area.MACHINE, first="quantize_q4_ok", cause="disk-full", silent=False)
+@fault(Area.MACHINE, first="quantize_q4_ok", cause="disk-full-for-a-tool", silent=False)
 def disk_full_while_quantizing(sandbox: Sandbox) -> None:
     """The disk has room for the merged checkpoint and the F16 file, and none for the quantized file."""
     wrap_program(sandbox, "llama-quantize", 'trap "" XFSZ\nulimit -f 40000\nexec "$real" "$@"')
