@@ -133,10 +133,15 @@ def verdict_code(run: Run) -> int:
     return subprocess.run([sys.executable, "-m", "assay", "verdict", str(run.folder)], capture_output=True).returncode
 
 
-def assert_one_failure(run: Run, failed: str, reason: str) -> None:
-    """Exactly one gate failed, the ones behind it are blocked by it by name, every other one passed."""
-    seen, blocked = statuses(run), behind(failed)
-    lost = set(LOST) - blocked
+def assert_one_failure(run: Run, failed: str, reason: str, *routes: str) -> None:
+    """Exactly one gate failed, the ones behind it are blocked by it by name, every other one passed.
+
+    Args:
+        routes: the routes that ran, if not all.
+    """
+    ran = of_route(*routes) if routes else set(statuses(run))
+    seen, blocked = {gate: status for gate, status in statuses(run).items() if gate in ran}, behind(failed) & ran
+    lost = set(LOST) & ran - blocked
     assert {gate for gate, status in seen.items() if status is Status.FAILED} == {failed, *lost}
     assert {gate for gate, status in seen.items() if status is Status.BLOCKED} == blocked
     assert {gate for gate, status in seen.items() if status is Status.PASSED} == set(seen) - {failed, *lost, *blocked}
